@@ -1,0 +1,38 @@
+# Each target sets up what it needs in .venv. `make demo` is the whole study on synthetic patients; `make test` the tests.
+# A computer without a graphics card saves gigabytes with: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+PIP_FLAGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test report lab lint clean
+
+demo: $(READY)
+	$(BIN)/mtv phantom --patients 36 --external 10 --out cohorts/demo --seed 2023
+	$(BIN)/mtv run params/demo.yml
+	$(BIN)/mtv report studies/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+report: $(READY)
+	$(BIN)/mtv report studies/demo
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy mtvlib
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; choose one with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) -c constraints.txt pip torch
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) -c constraints.txt -e '.[lab,test,lint]'
+	@touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,167 @@
+# The study as a graph of notebooks. `mtv run params/x.yml` calls it with the study's folder as working directory; by hand:
+#   snakemake --cores 2 --directory studies/demo --config base=$PWD
+# A step is redone when its code, its parameters or its inputs changed; code and images enter as hashes of contents.
+import os
+import shlex
+import sys
+
+from mtvlib import params, steps
+from mtvlib.study import Study
+
+BASE = os.path.abspath(config.get("base", "."))
+FOLDER = os.getcwd()  # the study's folder
+os.chdir(BASE)
+STUDY = Study.open(os.path.relpath(FOLDER))
+SOURCE = steps.source_fingerprint(STUDY)
+os.chdir(FOLDER)
+PARAMS = STUDY.params
+
+# `exec`: the step takes the place of Snakemake's shell, so that it notices when Snakemake is gone.
+STEP = (
+    f"exec {shlex.quote(sys.executable)} -m mtvlib.steps --base {shlex.quote(BASE)}"
+    f" --study {shlex.quote(os.path.relpath(FOLDER, BASE))}"
+)
+FOLDS = list(range(PARAMS.folds))
+
+
+# Every file, not the last one alone: what is missing in the middle Snakemake would not make again while the end is there.
+rule all:
+    input:
+        "cohort.csv",
+        "volumes/prepared.csv",
+        expand(
+            "folds/{fold}/{file}",
+            fold=FOLDS,
+            file=("weights.safetensors", "model.json", "history.csv", "predicted.csv"),
+        ),
+        "predictions/external.csv",
+        expand("results/{file}", file=("summary.json", "patients.csv", "lesions.csv")),
+        expand("notebooks/{step}.ipynb", step=sorted(set(steps.step_names(PARAMS.folds)) - set(steps.MODULES))),
+        "manifest.json",
+
+
+rule cohort:
+    output:
+        "cohort.csv",
+        "volumes/prepared.csv",
+        "notebooks/1_cohort.ipynb",
+    params:
+        code=steps.code_fingerprint("1_cohort"),
+        values=PARAMS.part(("seed", *params.IMAGES, *params.FOLDS)),
+        source=SOURCE,
+    threads: PARAMS.threads
+    log:
+        "logs/1_cohort.log",
+    benchmark:
+        "benchmarks/1_cohort.tsv"
+    shell:
+        "{STEP} 1_cohort >> {log} 2>&1"
+
+
+rule train_fold:
+    input:
+        "cohort.csv",
+        "volumes/prepared.csv",
+    output:
+        "folds/{fold}/weights.safetensors",
+        "folds/{fold}/model.json",
+        "folds/{fold}/history.csv",
+        "folds/{fold}/predicted.csv",
+        "notebooks/2_train_fold_{fold}.ipynb",
+    params:
+        code=steps.code_fingerprint("2_train_fold_0"),
+        values=PARAMS.part(
+            (
+                "seed",
+                "threads",
+                *params.IMAGES,
+                *params.NORMALIZATION,
+                *params.PATCHES,
+                *params.NETWORK,
+                *params.FOLDS,
+                *params.TRAINING,
+                *params.STOPPING,
+            )
+        ),
+    threads: PARAMS.threads
+    log:
+        "logs/2_train_fold_{fold}.log",
+    benchmark:
+        "benchmarks/2_train_fold_{fold}.tsv"
+    shell:
+        "{STEP} 2_train_fold_{wildcards.fold} >> {log} 2>&1"
+
+
+rule external_testing:
+    input:
+        "cohort.csv",
+        "volumes/prepared.csv",
+        expand("folds/{fold}/weights.safetensors", fold=FOLDS),
+        expand("folds/{fold}/model.json", fold=FOLDS),
+    output:
+        "predictions/external.csv",
+        "notebooks/3_external_testing.ipynb",
+    params:
+        code=steps.code_fingerprint("3_external_testing"),
+    threads: PARAMS.threads
+    log:
+        "logs/3_external_testing.log",
+    benchmark:
+        "benchmarks/3_external_testing.tsv"
+    shell:
+        "{STEP} 3_external_testing >> {log} 2>&1"
+
+
+rule evaluation:
+    input:
+        "cohort.csv",
+        "volumes/prepared.csv",
+        "predictions/external.csv",
+        expand("folds/{fold}/predicted.csv", fold=FOLDS),
+    output:
+        "results/summary.json",
+        "results/patients.csv",
+        "results/lesions.csv",
+    params:
+        code=steps.code_fingerprint("evaluation"),
+        values=PARAMS.part(("seed", *params.EVALUATION)),
+    log:
+        "logs/evaluation.log",
+    benchmark:
+        "benchmarks/evaluation.tsv"
+    shell:
+        "{STEP} evaluation >> {log} 2>&1"
+
+
+rule chapter:
+    input:
+        "results/summary.json",
+        "results/patients.csv",
+        "results/lesions.csv",
+    output:
+        "notebooks/{chapter}.ipynb",
+    wildcard_constraints:
+        chapter="|".join(steps.CHAPTERS),
+    params:
+        code=lambda wildcards: steps.code_fingerprint(wildcards.chapter),
+    log:
+        "logs/{chapter}.log",
+    benchmark:
+        "benchmarks/{chapter}.tsv"
+    shell:
+        "{STEP} {wildcards.chapter} >> {log} 2>&1"
+
+
+rule manifest:
+    input:
+        expand("notebooks/{chapter}.ipynb", chapter=steps.CHAPTERS),
+        "notebooks/3_external_testing.ipynb",
+        "results/summary.json",
+    output:
+        "manifest.json",
+    params:
+        code=steps.code_fingerprint("manifest"),
+    log:
+        "logs/manifest.log",
+    shell:
+        "{STEP} manifest >> {log} 2>&1"

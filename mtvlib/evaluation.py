@@ -1,0 +1,354 @@
+"""From masks to results: patients.csv, lesions.csv, summary.json (paper, "Network evaluation" to "Survival analysis").
+
+Patients pass one at a time; each leaves one row and its lesions. The summary is a function of these two tables alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mtvlib import lesions, metrics, pet, survival, volume
+from mtvlib.agreement import agreement, outliers
+from mtvlib.classes import LESION_CLASSES, NODES, TARGETS
+from mtvlib.cohort import SPLITS, read_cohort
+from mtvlib.errors import InputError
+from mtvlib.files import write_json, write_text
+from mtvlib.intervals import Bootstrap
+from mtvlib.params import Params
+from mtvlib.prepare import load_patient
+from mtvlib.study import Study
+
+INTERVALS = (
+    "95 %: percentiles of a bootstrap over patients; Wilson for shares of patients and where all patients are alike; "
+    "Wald for hazard ratios; infinitesimal jackknife for concordance"
+)
+SURVIVAL_COLUMNS = ("survival_eligible", "followup_months", "death")
+LESION_COLUMNS = (
+    *("patient", "source", "target", "lesion", "volume_ml", "coverage", "outcome"),
+    *("suv_max", "suv_mean", "suv_peak", "tlg", "touches_border", "centroid_voxel"),
+)
+NO_PATIENT_HAS = {
+    "primary": "no patient has a primary tumour in reference or prediction",
+    "nodes": "no patient has a node metastasis in reference or prediction",
+    "all": "no patient has a lesion in reference or prediction",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's masks on one grid: label maps uint8 (x, y, z), SUV (x, y, z) or None, voxel sides in mm."""
+
+    patient: str
+    reference: np.ndarray
+    prediction: np.ndarray
+    suv: np.ndarray | None
+    spacing_mm: tuple[float, float, float]
+
+
+def evaluate(cases: Iterable[Case], cohort: pd.DataFrame, out: str | Path, params: Params) -> dict[str, Any]:
+    """Evaluate the cases, write `patients.csv`, `lesions.csv` and `summary.json` into `out`, and return the summary.
+
+    `cohort` holds at least patient, cohort and site of every case; fold and the survival columns are used if there.
+    The cases may come from a generator, so that one patient is in memory at a time. Raises `InputError` for masks of
+    different shapes, unknown classes, a patient that comes twice or is not in the cohort, or no case at all.
+    """
+    rows, found, known = {}, {}, set(cohort["patient"])
+    for case in cases:
+        if case.patient not in known:
+            raise InputError("is not in the cohort", patient=case.patient, remedy="add a row to cohort.csv.")
+        if case.patient in rows:
+            raise InputError("comes twice", patient=case.patient)
+        rows[case.patient], found[case.patient] = evaluate_case(case, params)
+    if not rows:
+        raise InputError("there is no patient to evaluate", remedy="give references, and do not exclude everybody.")
+    order = [patient for patient in cohort["patient"] if patient in rows]  # whatever the order of the cases
+    lesion_rows = [{"patient": patient, **lesion} for patient in order for lesion in found[patient]]
+    patients = _patient_table([rows[patient] for patient in order], cohort, params)
+    lesion_table = _lesion_table(lesion_rows)
+    summary = summarise(patients, lesion_table, params)
+    out = Path(out)
+    write_text(out / "patients.csv", patients.to_csv(index=False))
+    write_text(out / "lesions.csv", lesion_table.to_csv(index=False))
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+# --- one patient
+
+
+def evaluate_case(case: Case, params: Params) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A patient's row of patients.csv (without what the cohort knows) and lesions; small ROIs count in neither mask."""
+    _check_case(case)
+    voxel_ml = pet.voxel_ml(case.spacing_mm)
+    masks = {"man": case.reference.astype(np.uint8), "cnn": case.prediction.astype(np.uint8)}
+    kept = {
+        source: lesions.remove_small_rois(mask, case.spacing_mm, params.min_roi_ml, params.connectivity)
+        for source, mask in masks.items()
+    }
+    found = lesions.find_lesions(
+        kept["man"],
+        kept["cnn"],
+        case.suv,
+        case.spacing_mm,
+        coverage=params.lesion_coverage,
+        connectivity=params.connectivity,
+    )
+    table = metrics.contingency(kept["man"], kept["cnn"])
+    own = {source: [lesion for lesion in found if lesion["source"] == source] for source in kept}
+    removed = {
+        f"removed_{source}_ml": int(np.count_nonzero(masks[source] != kept[source])) * voxel_ml for source in kept
+    }
+    row = {"patient": case.patient} | _volumes(table, voxel_ml) | _uptake(own, case.suv is not None)
+    return row | _counts(table, voxel_ml) | removed, found
+
+
+def _check_case(case: Case) -> None:
+    shapes = {"reference": case.reference.shape, "prediction": case.prediction.shape}
+    if case.suv is not None:
+        shapes["SUV"] = case.suv.shape
+    if len(set(shapes.values())) > 1 or len(case.reference.shape) != 3:
+        raise InputError("the volumes differ in shape or are not 3D", patient=case.patient, value=shapes)
+    for name, labels in (("reference", case.reference), ("prediction", case.prediction)):
+        if labels.dtype.kind not in "ui" or labels.min(initial=0) < 0 or labels.max(initial=0) > NODES:
+            value = f"{labels.dtype}, {labels.min(initial=0)} to {labels.max(initial=0)}"
+            raise InputError(f"the {name} must hold the integer classes 0, 1, 2", patient=case.patient, value=value)
+
+
+def _volumes(table: np.ndarray, voxel_ml: float) -> dict[str, Any]:
+    """DSC and volumes of each target from a contingency table in voxels."""
+    sizes = {target: [int(n) * voxel_ml for n in metrics.overlap(table, target)] for target in TARGETS}
+    row: dict[str, Any] = {f"dsc_{target}": float(metrics.dsc(*sizes[target])) for target in TARGETS}
+    row |= {"ttb_man_ml": sizes["all"][0], "ttb_cnn_ml": sizes["all"][1]}
+    for target in LESION_CLASSES:
+        row |= {f"mtv_{target}_man_ml": sizes[target][0], f"mtv_{target}_cnn_ml": sizes[target][1]}
+    row |= {f"both_{target}_ml": sizes[target][2] for target in TARGETS}
+    return row | {f"failed_{target}": row[f"dsc_{target}"] == 0 for target in TARGETS}
+
+
+def _counts(table: np.ndarray, voxel_ml: float) -> dict[str, Any]:
+    counts = metrics.classification_counts(table).tolist()
+    named = zip(metrics.CLASSIFICATION_COUNTS, counts, strict=True)
+    return {"voxel_ml": voxel_ml} | {f"{name}_voxels": count for name, count in named}
+
+
+def _uptake(own: dict[str, list[dict[str, Any]]], with_suv: bool) -> dict[str, Any]:
+    """Uptake and number of all lesions of a patient together, in the reference (man) and the prediction (cnn)."""
+    row = {source: _uptake_of(found, with_suv) for source, found in own.items()}
+    return {f"{name}_{source}": row[source][name] for name in row["man"] for source in own}
+
+
+def _uptake_of(found: list[dict[str, Any]], with_suv: bool) -> dict[str, Any]:
+    tlg = sum(lesion["tlg"] for lesion in found) if with_suv else None
+    hot = found if with_suv else []
+    return {
+        "tlg": tlg,
+        "suvmax": max((lesion["suv_max"] for lesion in hot), default=None),
+        "suvmean": tlg / sum(lesion["volume_ml"] for lesion in hot) if tlg is not None and hot else None,
+        "suvpeak": max((lesion["suv_peak"] for lesion in hot), default=None),
+        **{f"n_{target}": sum(lesion["target"] == target for lesion in found) for target in LESION_CLASSES},
+        "touches_border": any(lesion["touches_border"] for lesion in found),
+    }
+
+
+# --- the tables
+
+
+def _lesion_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=LESION_COLUMNS)
+    for number, axis in enumerate("xyz"):
+        table[f"centroid_{axis}_voxel"] = table["centroid_voxel"].str[number]
+    return table.drop(columns="centroid_voxel")
+
+
+def _patient_table(rows: list[dict[str, Any]], cohort: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """The patients' rows between what the cohort knows of them, with outliers and risk groups."""
+    first = [name for name in ("patient", "cohort", "site", "fold") if name in cohort]
+    last = [name for name in SURVIVAL_COLUMNS if name in cohort]
+    table = cohort[first].merge(pd.DataFrame(rows), on="patient").merge(cohort[["patient", *last]], on="patient")
+    if "fold" not in table:
+        table.insert(3, "fold", None)
+    table["ttb_outlier"] = False
+    for _, part in table.groupby("cohort"):
+        left_out = outliers(part["ttb_man_ml"].to_numpy(), part["ttb_cnn_ml"].to_numpy(), params.outlier_percentile)
+        table.loc[part.index, "ttb_outlier"] = left_out
+    table["survival_included"] = survival_included(table, params.min_followup_months)
+    cutoff_ml = survival_cutoff_ml(table)
+    for source in ("man", "cnn"):
+        table[f"risk_{source}"] = _risk(table, source, cutoff_ml)
+    return table
+
+
+def _risk(table: pd.DataFrame, source: str, cutoff_ml: float | None) -> pd.Series | None:
+    """`high` or `low` of the patients in the survival analysis, else missing."""
+    if cutoff_ml is None:
+        return None
+    group = (table[f"ttb_{source}_ml"] > cutoff_ml).map({True: "high", False: "low"})
+    return group.where(table["survival_included"])
+
+
+def survival_included(patients: pd.DataFrame, min_followup_months: float) -> pd.Series:
+    """Patients that count in the survival analysis: eligible, followed up for long enough, outcome known."""
+    if any(name not in patients for name in SURVIVAL_COLUMNS):
+        return pd.Series(False, patients.index)
+    eligible = pd.to_numeric(patients["survival_eligible"]) == 1
+    followed_up = pd.to_numeric(patients["followup_months"]) >= min_followup_months
+    return eligible & followed_up & patients["death"].notna()
+
+
+def survival_cutoff_ml(patients: pd.DataFrame) -> float | None:
+    """Median reference TTB of the included patients of the main cohort; None if there are none."""
+    burdens = patients.loc[patients["survival_included"] & (patients["cohort"] == "main"), "ttb_man_ml"]
+    return float(burdens.median()) if len(burdens) else None
+
+
+# --- the summary
+
+
+def summarise(patients: pd.DataFrame, lesion_table: pd.DataFrame, params: Params) -> dict[str, Any]:
+    """The content of summary.json from the two tables."""
+    cutoff_ml = survival_cutoff_ml(patients)
+    summary: dict[str, Any] = {"intervals": INTERVALS, "parameters": _parameters(params)}
+    for cohort, partition in SPLITS.items():
+        part = patients[patients["cohort"] == cohort]
+        summary[partition] = (
+            _summarise_partition(part, lesion_table, cutoff_ml, params)
+            if len(part)
+            else {"n_patients": 0, "reason": f"no patient of the {cohort} cohort was evaluated"}
+        )
+    return summary
+
+
+def _parameters(params: Params) -> dict[str, Any]:
+    names = ("min_roi_ml", "connectivity", "lesion_coverage", "outlier_percentile", "min_followup_months")
+    return {name: getattr(params, name) for name in (*names, "bootstrap_resamples", "seed")}
+
+
+def _summarise_partition(
+    part: pd.DataFrame, lesion_table: pd.DataFrame, cutoff_ml: float | None, params: Params
+) -> dict[str, Any]:
+    bootstrap = Bootstrap(params.bootstrap_resamples, params.seed)
+    return {
+        "n_patients": len(part),
+        "delineation": {target: _delineation(part, target, bootstrap) for target in TARGETS},
+        "ttb": agreement(part["ttb_man_ml"], part["ttb_cnn_ml"], params.outlier_percentile, bootstrap),
+        "classification": _classification(part, bootstrap),
+        "lesions": _lesions(part, lesion_table, bootstrap),
+        "survival": _survival(part, cutoff_ml, params),
+    }
+
+
+def _delineation(part: pd.DataFrame, target: str, bootstrap: Bootstrap) -> dict[str, Any]:
+    names = ("ttb_man_ml", "ttb_cnn_ml") if target == "all" else (f"mtv_{target}_man_ml", f"mtv_{target}_cnn_ml")
+    man, cnn = (part[name].to_numpy() for name in names)
+    return metrics.delineation(man, cnn, part[f"both_{target}_ml"].to_numpy(), bootstrap, NO_PATIENT_HAS[target])
+
+
+def _classification(part: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
+    voxels = part[[f"{name}_voxels" for name in metrics.CLASSIFICATION_COUNTS]].to_numpy()
+    return metrics.classification(voxels * part[["voxel_ml"]].to_numpy(), int(voxels.sum()), bootstrap)
+
+
+def _lesions(part: pd.DataFrame, lesion_table: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Table 3; a row of the paper's "Primary + metastases" is the sum of both classes' rows."""
+    counts = {target: lesion_counts(part["patient"], lesion_table, target) for target in LESION_CLASSES}
+    counts["all"] = counts["primary"] + counts["nodes"]
+    return {target: lesions.detection(counts[target], bootstrap) for target in TARGETS}
+
+
+def lesion_counts(patients: pd.Series, lesion_table: pd.DataFrame, target: str) -> np.ndarray:
+    """Each patient's lesions of a class by outcome, (n, 4) int, in the order of `lesions.COUNTS`."""
+    own = lesion_table[lesion_table["target"] == target]
+    columns = []
+    for source, outcome in (("man", "TP"), ("cnn", "TP"), ("man", "FN"), ("cnn", "FP")):
+        owners = own.loc[(own["source"] == source) & (own["outcome"] == outcome), "patient"]
+        columns.append(owners.value_counts().reindex(patients, fill_value=0).to_numpy())
+    return np.column_stack(columns)
+
+
+def _survival(part: pd.DataFrame, cutoff_ml: float | None, params: Params) -> dict[str, Any]:
+    included = part[part["survival_included"]]
+    reason = _why_no_survival(part, included, cutoff_ml, params)
+    block = {"n": len(included), "events": None, "cutoff_ml": cutoff_ml}
+    if cutoff_ml is None or reason:
+        return block | survival.no_comparison(reason)
+    months, death, man, cnn = (
+        included[name].to_numpy(float) for name in ("followup_months", "death", "ttb_man_ml", "ttb_cnn_ml")
+    )
+    block["events"] = int(death.sum())
+    return block | survival.comparison(included["patient"].tolist(), months, death, man, cnn, cutoff_ml)
+
+
+def _why_no_survival(part: pd.DataFrame, included: pd.DataFrame, cutoff_ml: float | None, params: Params) -> str:
+    missing = [name for name in SURVIVAL_COLUMNS if name not in part]
+    if missing:
+        return f"the cohort has no column {', '.join(missing)}"
+    if included.empty:
+        months = f"{params.min_followup_months:g} months of follow-up"
+        return f"no patient is eligible with at least {months} and a known outcome"
+    if cutoff_ml is None:
+        return "no cutoff: it is the median burden of the main cohort's included patients, and there are none"
+    return ""
+
+
+# --- where the masks come from
+
+
+def evaluate_study(study: Study) -> dict[str, Any]:
+    """Evaluate a study's predictions on the study's grid (as the paper does) and write into its folder `results/`.
+
+    Patients without a reference are left out. Raises `InputError` that lists every missing prediction.
+    """
+    table = study.cohort[study.cohort["split"].isin(SPLITS.values()) & study.cohort["reference"].notna()]
+    _refuse_missing({patient: study.prediction_path(patient) for patient in table["patient"]}, study.predictions)
+    return evaluate((_study_case(study, patient) for patient in table["patient"]), table, study.results, study.params)
+
+
+def _study_case(study: Study, patient: str) -> Case:
+    prepared = load_patient(study.volumes, patient, study.params)
+    file = study.prediction_path(patient)
+    prediction = volume.read_labels(file, patient=patient)
+    volume.check_same_grid(prepared.grid, prediction, patient=patient, file=file)
+    if prepared.reference is None:
+        raise InputError("has no reference", patient=patient, remedy="run step 1_cohort again.")
+    return Case(patient, prepared.reference, volume.to_array(prediction), prepared.suv, prepared.grid.spacing_mm)
+
+
+def evaluate_cohort(cohort: str | Path, predictions: str | Path, out: str | Path, params: Params) -> dict[str, Any]:
+    """Evaluate label maps `predictions/<patient>.nii.gz` of any tool against the references of a cohort.csv.
+
+    Patients that are excluded or have no reference are left out. Each prediction must lie on its reference's grid; PET
+    is resampled onto it. Raises `InputError` that lists every missing prediction, or names the first unfit one.
+    """
+    table = read_cohort(cohort)
+    table = table[(table["reference"] != "") & (table["exclusion"] == "")]
+    files = {patient: Path(predictions) / f"{patient}.nii.gz" for patient in table["patient"]}
+    _refuse_missing(files, predictions)
+    return evaluate((_cohort_case(row, files[row["patient"]]) for _, row in table.iterrows()), table, out, params)
+
+
+def _cohort_case(row: pd.Series, file: Path) -> Case:
+    patient = row["patient"]
+    reference = volume.read_labels(row["reference"], patient=patient)
+    prediction = volume.read_labels(file, patient=patient)
+    volume.check_same_grid(reference, prediction, patient=patient, file=file)
+    grid = volume.Grid.of(reference)
+    suv = volume.resample(volume.read_scan(row["pet"], patient=patient), grid, outside=0.0)
+    masks = volume.to_array(reference), volume.to_array(prediction)
+    return Case(patient, *masks, volume.to_array(suv), grid.spacing_mm)
+
+
+def _refuse_missing(files: dict[str, Path], folder: str | Path) -> None:
+    missing = [patient for patient, file in files.items() if not file.exists()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(files)} patients have no prediction: {', '.join(missing)}",
+            file=folder,
+            remedy="add PATIENT.nii.gz for each (an empty mask where nothing was found), or exclude the patient "
+            "in the column exclusion of cohort.csv.",
+        )

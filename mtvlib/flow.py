@@ -1,0 +1,197 @@
+"""The whole study in one call: checks what can be checked at once, then lets Snakemake run what is not yet done."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+import mtvlib.params
+from mtvlib.cohort import FILES, read_cohort
+from mtvlib.errors import InputError, MtvError, WorkError
+from mtvlib.prepare import RECORD
+from mtvlib.steps import die_with_parent, project_root
+from mtvlib.study import Study, check_folder
+
+Show = Callable[[str], None]
+FULL_DISK_MB = 10
+
+
+def run_study(
+    params_file: str | Path,
+    *,
+    cores: int | None = None,
+    profile: str | None = None,
+    device: str | None = None,
+    show: Show,
+) -> Study:
+    """Run or continue the study of a parameter file; `show` gets a line for each thing worth knowing.
+
+    `device` takes the place of the parameter. Raises `InputError` for anything wrong with parameters or cohort before
+    work begins, and `MtvError` if a step fails.
+    """
+    params = mtvlib.params.read(params_file)
+    params = params.model_copy(update={"device": device} if device else {})
+    study, chosen = Study(params), _profile(profile) if profile else None
+    read_cohort(study.source, params)
+    check_folder(study.folder)
+    with only_run(study.folder):
+        mtvlib.params.write(params, study.folder / "params.yml")
+        forget_lost_files(study)
+        _snakemake(study, cores or os.cpu_count() or 1, chosen, show)
+    return study
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Hold the study's folder; `InputError` while another run holds it. A killed run holds nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(
+            f"the study's folder cannot be written: {error.strerror}",
+            file=folder,
+            remedy="check its permissions and the disk.",
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                "another run is at work on this study", file=folder, remedy="wait until it ends, or stop it."
+            ) from None
+        yield
+
+
+def forget_lost_files(study: Study) -> None:
+    """Delete each index of volumes or predictions that names a file which is gone, so that its step makes it again.
+
+    Snakemake itself knows the indices only; what they name and what is still there is not made a second time.
+    """
+    predicted = [*study.folder.glob("folds/*/predicted.csv"), study.predictions / "external.csv"]
+    for index in [study.volumes / "prepared.csv", *predicted]:
+        if index.exists() and not all(path.exists() for path in _named_files(study, index)):
+            index.unlink()
+
+
+def _named_files(study: Study, index: Path) -> Iterator[Path]:
+    for row in pd.read_csv(index, dtype=str).to_dict("records"):
+        if index.parent != study.volumes:
+            yield study.prediction_path(row["patient"])
+        else:
+            yield study.volumes / row["patient"] / RECORD
+            yield from (study.volumes / row["patient"] / f"{name}.nii" for name in FILES if isinstance(row[name], str))
+
+
+def _snakemake(study: Study, cores: int, profile: Path | None, show: Show) -> None:
+    command = [
+        *(sys.executable, "-m", "mtvlib.flow"),
+        *("--snakefile", str(project_root() / "Snakefile")),
+        *("--directory", str(study.folder)),
+        *("--config", f"base={os.getcwd()}"),
+        *("--cores", str(cores)),
+        # Our own lock covers the study, and a kill must not leave Snakemake's behind.
+        *("--nolock", "--rerun-incomplete", "--keep-going"),
+        *(("--profile", str(profile)) if profile else ()),
+    ]
+    log = study.logs / "snakemake.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for path in study.logs.glob("*.error.json"):
+        path.unlink()
+    offsets = {path: path.stat().st_size for path in study.logs.glob("*.log")}
+    with open(log, "w", encoding="utf-8") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        try:
+            watcher = Watcher(study.logs, offsets, show)
+            while process.poll() is None:
+                watcher.look()
+                time.sleep(0.3)
+            watcher.look()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if process.returncode:
+        raise _failure(study, log)
+
+
+def _profile(name: str) -> Path:
+    path = Path(name) if Path(name).exists() else project_root() / "profiles" / name
+    if not path.exists():
+        known = ", ".join(sorted(entry.name for entry in (project_root() / "profiles").iterdir()))
+        raise InputError("there is no such profile", value=name, remedy=f"use one of {known}, or a folder of your own.")
+    return path
+
+
+class Watcher:
+    """Shows what the steps of a run append to their logs, with the number of the step: "step 3 of 12"."""
+
+    def __init__(self, logs: Path, offsets: dict[Path, int], show: Show) -> None:
+        self.logs, self.offsets, self.show = logs, offsets, show
+        self.begun: dict[str, int] = {}
+
+    def total(self) -> int | None:
+        """Number of steps that this run has to do, from Snakemake's table of jobs; the target is not a step."""
+        text = (self.logs / "snakemake.log").read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^total\s+(\d+)$", text, re.MULTILINE)
+        return int(found.group(1)) - 1 if found else None
+
+    def look(self) -> None:
+        for path in sorted(self.logs.glob("*.log"), key=lambda path: path.stat().st_mtime):
+            if path.name != "snakemake.log":
+                for line in self._new_lines(path):
+                    self._say(path.stem, line)
+
+    def _new_lines(self, path: Path) -> list[str]:
+        with open(path, "rb") as log:
+            offset = self.offsets.get(path, 0)
+            offset = offset if offset <= path.stat().st_size else 0  # Snakemake begins a step with an empty log
+            log.seek(offset)
+            text = log.read()
+        complete = text[: text.rfind(b"\n") + 1]
+        self.offsets[path] = offset + len(complete)
+        return complete.decode("utf-8", errors="replace").splitlines()
+
+    def _say(self, step: str, line: str) -> None:
+        if line == "started" and step not in self.begun:
+            self.begun[step] = len(self.begun) + 1
+        if step in self.begun and _worth_showing(line):
+            self.show(f"step {self.begun[step]} of {self.total()}  {step}: {line}")
+
+
+def _worth_showing(line: str) -> bool:
+    """Not what libraries print beside our own lines."""
+    return line.startswith(("started", "finished", "failed", "epoch", "patient", "resumed", "stopped"))
+
+
+def _failure(study: Study, log: Path) -> MtvError:
+    for path in sorted(study.logs.glob("*.error.json")):
+        error = json.loads(path.read_text(encoding="utf-8"))
+        kind = InputError if error["exit_code"] == InputError.exit_code else WorkError
+        return kind(
+            error["message"].rstrip("."), remedy="mend the cause and run the same command; finished steps are kept."
+        )
+    free_mb = shutil.disk_usage(study.folder).free / 1e6
+    if free_mb < FULL_DISK_MB:  # then no step can say so
+        remedy = "free disk space and run the same command; finished steps are kept."
+        return WorkError("the disk is full", file=study.folder, value=f"{free_mb:.1f} MB free", remedy=remedy)
+    tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-12:]
+    return WorkError("Snakemake could not run the study: " + " | ".join(tail), file=log)
+
+
+if __name__ == "__main__":
+    from snakemake.cli import main
+
+    die_with_parent()
+    main()

@@ -1,0 +1,191 @@
+"""Trained weights and a prepared volume: class probabilities, the mean over an ensemble, and classes.
+
+A model is a folder with `weights.safetensors` and `model.json` (architecture, preprocessing, classes, training, the
+weights' sha256). Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import mtvlib
+from mtvlib.classes import CLASS_NAMES
+from mtvlib.errors import InputError
+from mtvlib.files import atomic_path, sha256, write_json, write_text
+from mtvlib.network import Network, NetworkConfig
+from mtvlib.params import IMAGES, NORMALIZATION, PATCHES, Params
+from mtvlib.patching import pad_axially, window_starts
+from mtvlib.prepare import load_patient
+from mtvlib.stitching import stitch
+from mtvlib.study import Study
+from mtvlib.training import Training, training_params
+from mtvlib.volume import to_image, write_image
+
+WEIGHTS_FILE, MODEL_FILE = "weights.safetensors", "model.json"
+_FORMAT = "mtv-model-1"
+VOXELS_AT_ONCE = 2**17  # a quarter of the paper's window
+
+# What turns images into the network's input: a model is of use only with the same values.
+PREPROCESSING = (*IMAGES, *NORMALIZATION, *PATCHES)
+
+
+@dataclass(frozen=True)
+class Model:
+    network: Network
+    about: dict[str, Any]  # model.json
+
+
+def save_model(training: Training, folder: Path, params: Params, fold: int, patients: dict[str, int]) -> None:
+    """Write the best epoch's weights and `model.json`; `patients`: number in train and validation."""
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
+        save_file({name: value.contiguous().cpu() for name, value in training.best_weights.items()}, temporary)
+    about = {
+        "format": _FORMAT,
+        "mtvlib": mtvlib.__version__,
+        "torch": torch.__version__,
+        "classes": {str(number): name for number, name in CLASS_NAMES.items()},
+        "architecture": training.network.config.to_dict(),
+        "preprocessing": params.part(PREPROCESSING),
+        "training": {
+            "fold": fold,
+            "patients": patients,
+            "params": training_params(params),
+            "epochs": len(training.history),
+            "best_epoch": training.best_epoch,
+            "best": asdict(training.history[training.best_epoch - 1]),
+        },
+        "sha256": {WEIGHTS_FILE: sha256(folder / WEIGHTS_FILE)},
+    }
+    write_json(folder / MODEL_FILE, about)
+
+
+def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
+    """Read a model's folder. Raises `InputError` if a file is missing, damaged, or not what `model.json` says."""
+    folder = Path(folder)
+    about = _read_about(folder / MODEL_FILE)
+    weights = folder / WEIGHTS_FILE
+    if not weights.exists():
+        raise InputError("the model has no weights", file=weights, remedy="copy the whole folder of the model.")
+    if sha256(weights) != about["sha256"][WEIGHTS_FILE]:
+        raise InputError(
+            "the weights are not those that model.json describes: their sha256 differs",
+            file=weights,
+            remedy="delete it and run the study again, or copy the model's folder again.",
+        )
+    try:
+        network = Network(NetworkConfig.from_dict(about["architecture"]))
+        network.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the weights do not fit the architecture in model.json: {str(error)[:200]}",
+            file=weights,
+            remedy="delete it and run the study again, or copy the model's folder again.",
+        ) from None
+    return Model(network.to(device).eval(), about)
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if about["format"] != _FORMAT:
+            raise InputError(
+                "the model was written by another version",
+                file=path,
+                value=about["format"],
+                remedy="use the version of mtvlib that trained it, or train it anew.",
+            )
+        return about
+    except FileNotFoundError:
+        raise InputError(
+            "there is no model here", file=path, remedy="name a folder that a training finished."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise InputError(
+            "is not the description of a model",
+            file=path,
+            remedy="delete it and run the study again, or copy the model's folder again.",
+        ) from None
+
+
+def check_preprocessing(models: Sequence[Model], params: Params) -> None:
+    """Raise `InputError` unless all models were trained on images prepared as `params` says."""
+    mine = params.part(PREPROCESSING)
+    for model in models:
+        for name, value in model.about["preprocessing"].items():
+            if value != mine[name]:
+                raise InputError(
+                    f"a model was trained with {name} {value}, the study has {mine[name]}",
+                    remedy="use models and parameters of one study.",
+                )
+
+
+def predictor(networks: Sequence[Network]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Mean softmax probabilities of the networks (paper, "Network evaluation": five models in external testing)."""
+
+    def predict(windows: torch.Tensor) -> torch.Tensor:
+        probabilities = torch.softmax(networks[0](windows).float(), 1)
+        for network in networks[1:]:
+            probabilities += torch.softmax(network(windows).float(), 1)
+        return probabilities / len(networks)
+
+    return predict
+
+
+@torch.inference_mode()
+def predict_probabilities(networks: Sequence[Network], inputs: np.ndarray, depth: int, stride: int) -> np.ndarray:
+    """Class probabilities (K, x, y, z) float32 of a prepared volume (C, x, y, z), the mean over the networks.
+
+    Windows are stitched once for the mean of the networks: the weights do not depend on the network, so this equals
+    stitching each network's map and averaging. Volumes shorter than a window are padded, and cut again. Small windows
+    go through the networks several at once, since each call has a cost of its own.
+    """
+    device = next(networks[0].parameters()).device
+    padded = torch.from_numpy(np.ascontiguousarray(pad_axially(inputs, depth), dtype=np.float32)).to(device)
+    starts = window_starts(inputs.shape[-1], depth, stride)
+    at_once = max(1, VOXELS_AT_ONCE // (padded[0, ..., 0].numel() * depth))
+    probabilities = stitch(predictor(networks), padded, depth, starts, windows_at_once=at_once)
+    return probabilities[..., : inputs.shape[-1]].cpu().numpy()
+
+
+def predict_labels(probabilities: np.ndarray) -> np.ndarray:
+    """Class of the highest probability of each voxel, (x, y, z) uint8; ties go to the lower class."""
+    return probabilities.argmax(0).astype(np.uint8)
+
+
+def predict_patients(
+    models: Sequence[Model],
+    study: Study,
+    patients: Sequence[str],
+    index: Path,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+) -> pd.DataFrame:
+    """Delineate prepared patients by the mean of `models` into the study's `predictions/<patient>.nii.gz`.
+
+    `index` is written last: a table of patient and sha256 of its label map, so that what depends on them can tell
+    whether they changed. Returns it.
+    """
+    check_preprocessing(models, study.params)
+    networks, (_, _, depth) = [model.network for model in models], study.params.patch_shape
+    torch.set_num_threads(study.params.threads)
+    rows = []
+    for number, patient in enumerate(patients, start=1):
+        prepared = load_patient(study.volumes, patient, study.params)
+        probabilities = predict_probabilities(networks, prepared.inputs, depth, study.params.patch_stride)
+        path = study.prediction_path(patient)
+        write_image(to_image(predict_labels(probabilities), prepared.grid), path)
+        rows.append({"patient": patient, "sha256": sha256(path)})
+        say(f"patient {number} of {len(patients)} delineated")
+    table = pd.DataFrame(rows, columns=["patient", "sha256"])
+    write_text(index, table.to_csv(index=False))
+    return table

@@ -1,0 +1,143 @@
+"""95 % intervals: the bootstrap over patients, and Wilson's interval of a share of patients.
+
+The patient is the unit that is drawn, since lesions and voxels of one patient are not independent. Estimates that are
+functions of sums (cohort DSC, rates) are resampled through their sums: a matrix of how often each resample holds each
+patient, times the patients' counts. Every call with the same seed and number of patients draws the same resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+MOST_UNDEFINED = 0.05  # share of resamples in which an estimate may be undefined (0/0) and still get an interval
+CHUNK = 1_000_000  # drawn patients held at once (8 MB of indices), whatever the size of the cohort
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+
+
+def ratio(numerator: Any, denominator: Any) -> np.ndarray:
+    """numerator / denominator, NaN where the denominator is 0 (never a warning)."""
+    numerator, denominator = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval; what is None has a reason."""
+
+    value: float | None
+    ci95: tuple[float, float] | None = None
+    reason: str | None = None
+
+    def entries(self, key: str) -> dict[str, Any]:
+        """`{key, key_ci95}` for summary.json, and `key_reason` if there is something to explain."""
+        entries: dict[str, Any] = {key: self.value, f"{key}_ci95": list(self.ci95) if self.ci95 else None}
+        return entries | ({f"{key}_reason": self.reason} if self.reason else {})
+
+
+def pair_entries(key: str, low: Estimate, high: Estimate) -> dict[str, Any]:
+    """The same of a range: `key` is [low, high], and `key_ci95` the interval of each."""
+    values = None if low.value is None or high.value is None else [low.value, high.value]
+    intervals = None if low.ci95 is None or high.ci95 is None else [list(low.ci95), list(high.ci95)]
+    reason = low.reason or high.reason
+    return {key: values, f"{key}_ci95": intervals} | ({f"{key}_reason": reason} if reason else {})
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Percentile bootstrap over patients (Efron and Tibshirani 1993, chapter 13), seeded.
+
+    The interval runs from the 2.5th to the 97.5th percentile of the resampled estimates. Among few patients it is too
+    narrow, since failures too rare to be seen are in no resample: in a simulation with 6 % failures, that of the cohort
+    DSC held the truth in 92-94 % of cohorts of 698, 91-92 % of 181 and 80 % of 30. With one patient there is none.
+    """
+
+    resamples: int
+    seed: int
+
+    def draws(self, n: int) -> Iterator[np.ndarray]:
+        """Indices of the drawn patients, (resamples, n), in chunks of rows."""
+        generator = np.random.default_rng(self.seed)
+        rows = max(1, CHUNK // n)
+        for first in range(0, self.resamples, rows):
+            yield generator.integers(n, size=(min(rows, self.resamples - first), n))
+
+    def of_sums(
+        self,
+        counts: np.ndarray,
+        statistic: Statistic,
+        reasons: Mapping[str, str] = NOTHING,
+        shares: Mapping[str, int] = NOTHING,
+    ) -> dict[str, Estimate]:
+        """Estimates that depend on the patients' counts (n, k) through their sums alone.
+
+        `statistic` maps sums (..., k) to named arrays (...), NaN where undefined; `reasons` says why a name may be so.
+        `shares` names estimates in [0, 1] and the number of patients that they rest on: where all of these are 0 or all
+        are 1, every resample is too, and the interval is Wilson's for so many patients instead of one without width.
+        """
+        counts = np.asarray(counts, float)
+        resampled = [statistic(_how_often(drawn) @ counts) for drawn in self.draws(len(counts))]
+        estimates = _estimates(statistic(counts.sum(axis=0)), resampled, len(counts), reasons)
+        for name in shares.keys() & estimates.keys():
+            if estimates[name].value in (0, 1) and estimates[name].ci95:
+                k = shares[name] if estimates[name].value else 0
+                estimates[name] = replace(estimates[name], ci95=wilson(k, shares[name]))
+        return estimates
+
+    def of_sample(
+        self, values: np.ndarray, statistic: Statistic, reasons: Mapping[str, str] = NOTHING
+    ) -> dict[str, Estimate]:
+        """Estimates of any kind (quantiles, fits): `statistic` maps patients' values (..., n, k) to arrays (...)."""
+        values = np.asarray(values, float)
+        resampled = [statistic(values[drawn]) for drawn in self.draws(len(values))]
+        return _estimates(statistic(values), resampled, len(values), reasons)
+
+
+def _how_often(drawn: np.ndarray) -> np.ndarray:
+    """How often each row of `drawn` (b, n) holds each of n patients: (b, n), a multinomial sample."""
+    rows, n = drawn.shape
+    flat = drawn + np.arange(rows)[:, None] * n
+    return np.bincount(flat.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
+
+
+def _estimates(
+    values: Mapping[str, np.ndarray], resampled: list[Mapping[str, np.ndarray]], n: int, reasons: Mapping[str, str]
+) -> dict[str, Estimate]:
+    return {
+        name: _estimate(float(value), np.concatenate([part[name] for part in resampled]), n, reasons.get(name))
+        for name, value in values.items()
+    }
+
+
+def _estimate(value: float, replicates: np.ndarray, n: int, reason: str | None) -> Estimate:
+    if not math.isfinite(value):
+        return Estimate(None, None, reason or "undefined in these patients")
+    if n < 2:
+        return Estimate(value, None, "no interval: one patient cannot be resampled")
+    defined = np.isfinite(replicates)
+    if 1 - defined.mean() > MOST_UNDEFINED:
+        return Estimate(value, None, f"no interval: undefined in {1 - defined.mean():.0%} of the resamples")
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(replicates[defined], [tail, 1 - tail])
+    return Estimate(value, (float(low), float(high)))
+
+
+def wilson(k: int, n: int) -> tuple[float, float] | None:
+    """95 % interval of the share k / n of independent patients (Wilson 1927); None if n = 0.
+
+    Where nobody or everybody has failed, the bootstrap would give an interval of no width; this one does not.
+    """
+    if n == 0:
+        return None
+    low, high = stats.binomtest(int(k), int(n)).proportion_ci(LEVEL, method="wilson")
+    return float(low), float(high)

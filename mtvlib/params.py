@@ -1,0 +1,223 @@
+"""The study's parameters: typed, checked, each with its unit, its default (the paper's) and where it comes from.
+
+A study is one flat YAML file (`params/*.yml`); what it leaves out takes the default, and the defaults are the paper's
+protocol. The same names are the papermill parameters of the notebooks. `Paper` in a description means Nikulin et al.
+2023; `choice` marks what the paper does not state and this project decided.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mtvlib.errors import InputError
+from mtvlib.files import write_text
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Params(BaseModel):
+    """All parameters of one study. Unknown names and wrong values are refused, with the nearest known name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+    # --- study
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
+        "paper", description="name of the study and of its folder; choice"
+    )
+    cohort: str = Field("cohort/cohort.csv", description="path of cohort.csv; choice")
+    studies: str = Field("studies", description="folder that holds the studies' folders; choice")
+    seed: int = Field(2023, ge=0, description="seed of folds, weights, sampling and bootstrap; choice")
+
+    # --- images
+    channels: list[Literal["pet", "ct"]] = Field(["pet", "ct"], description="network input; Paper, Methods")
+    spacing_mm: PositiveFloat = Field(2.5, description="isotropic voxel side, mm; Paper, Methods")
+    crop_shape: tuple[Positive, Positive] = Field((128, 128), description="transaxial crop, voxels; Paper, Methods")
+    axial_mm: PositiveFloat = Field(
+        350.0, description="longest axial field kept, mm from the vertex down; choice (Paper: variable, mean 33 cm)"
+    )
+    ct_window_hu: tuple[float, float] = Field((-150.0, 150.0), description="CT window, HU, onto [0, 1]; Paper, Methods")
+    pet_normalization: Literal["minmax", "window"] = Field(
+        "minmax",
+        description="PET onto [0, 1] by its own minimum and maximum, or by pet_window_suv; Paper read literally",
+    )
+    pet_window_suv: tuple[float, float] = Field(
+        (0.0, 25.0), description="PET window, SUV, if pet_normalization is window; choice"
+    )
+
+    # --- patches
+    patch_shape: tuple[Positive, Positive, Positive] = Field(
+        (128, 128, 32), description="patch, voxels (x, y, z); Paper, Methods"
+    )
+    patch_stride: Positive = Field(8, description="axial step of patches, voxels (75 % overlap); Paper, Methods")
+
+    # --- network
+    filters: list[Positive] = Field(
+        [16, 32, 64, 128, 256], min_length=2, description="channels of each level; choice (Paper: Supplement)"
+    )
+    units_per_level: Positive = Field(2, description="residual units of each level of the encoder; choice")
+    attention: bool = Field(True, description="multi-head self-attention at the bottom; Paper, Methods")
+    attention_heads: Positive = Field(8, description="heads of the self-attention; choice")
+
+    # --- training
+    folds: Annotated[int, Field(ge=2)] = Field(5, description="folds of the cross-validation; Paper, Methods")
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.16, description="share of the main cohort that validates each fold; Paper, Methods"
+    )
+    epochs: Positive = Field(200, description="most epochs; Paper, Methods")
+    patience: Positive = Field(30, description="epochs without a better soft DSC before the stop; Paper, Methods")
+    batch_size: Positive = Field(16, description="patches of a training step; Paper, Methods")
+    steps_per_epoch: Positive | None = Field(
+        None, description="training steps of an epoch; null: every patch once; Paper (implied by 9535 patches)"
+    )
+    foreground_share: Fraction | None = Field(
+        None, description="share of patches that hold a lesion; null: as they come; choice (Paper: all patches)"
+    )
+    flip: bool = Field(False, description="mirror half of the patches left to right; choice (Paper: no augmentation)")
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="decay of a running mean of the weights, validated and kept in their place; null: none; choice",
+    )
+    optimizer: Literal["adadelta", "adamw"] = Field("adadelta", description="optimiser; Paper, Methods")
+    learning_rate: PositiveFloat = Field(1.0, description="factor of the update (MXNet's Adadelta has none: 1); choice")
+    adadelta_rho: Annotated[float, Field(gt=0, lt=1)] = Field(0.9, description="Adadelta's decay; MXNet's default")
+    adadelta_eps: PositiveFloat = Field(1e-5, description="Adadelta's epsilon; MXNet's default")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="weight decay; MXNet's default")
+    dice_smooth: PositiveFloat = Field(1e-5, description="smoothing of the Dice loss, voxels; choice")
+    dice_background: bool = Field(False, description="background counts in the Dice loss; choice")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs; choice")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of training; choice")
+    threads: Positive = Field(
+        2, description="processor threads of a step (part of what makes a run repeatable); choice"
+    )
+
+    # --- evaluation
+    min_roi_ml: Annotated[float, Field(ge=0)] = Field(0.1, description="smallest ROI kept, ml; Paper, Methods")
+    connectivity: Literal[6, 18, 26] = Field(26, description="voxel neighbours that make one ROI; choice")
+    lesion_coverage: Fraction = Field(0.5, description="covered share that makes a lesion found; Paper, Methods")
+    outlier_percentile: Annotated[float, Field(gt=0, le=100)] = Field(
+        99.0, description="TTB differences above it are left out of the fit, %; Paper, Methods"
+    )
+    min_followup_months: Annotated[float, Field(ge=0)] = Field(
+        6.0, description="least follow-up for the survival analysis, months; Paper, Methods"
+    )
+    bootstrap_resamples: Annotated[int, Field(ge=100)] = Field(
+        2000, description="resamples of every 95 % interval; choice"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Params:
+        factor = 2 ** (len(self.filters) - 1)
+        if any(side % factor for side in self.patch_shape):
+            raise ValueError(
+                f"patch_shape {list(self.patch_shape)} must be divisible by {factor} ({len(self.filters) - 1} poolings)"
+            )
+        if tuple(self.patch_shape[:2]) != tuple(self.crop_shape):
+            raise ValueError(
+                f"patch_shape {list(self.patch_shape)} must cover crop_shape {list(self.crop_shape)} in plane"
+            )
+        if self.patch_stride > self.patch_shape[2]:
+            raise ValueError(f"patch_stride {self.patch_stride} leaves gaps between patches of {self.patch_shape[2]}")
+        if self.attention and self.filters[-1] % self.attention_heads:
+            raise ValueError(f"attention_heads {self.attention_heads} must divide the last of filters {self.filters}")
+        if self.validation_fraction + 1 / self.folds >= 1:
+            raise ValueError(f"validation_fraction {self.validation_fraction} leaves nobody to train on")
+        for name in ("ct_window_hu", "pet_window_suv"):
+            low, high = getattr(self, name)
+            if not low < high:
+                raise ValueError(f"{name} [{low}, {high}] must rise")
+        if len(set(self.channels)) != len(self.channels) or "pet" not in self.channels:
+            raise ValueError(f"channels {self.channels} must name pet once, and ct at most once")
+        return self
+
+    @property
+    def study_folder(self) -> Path:
+        return Path(self.studies) / self.name
+
+    def part(self, names: Iterable[str]) -> dict[str, Any]:
+        """These parameters as plain JSON values, for instance `params.part(IMAGES)`."""
+        values = self.model_dump(mode="json")
+        return {name: values[name] for name in names}
+
+
+# Which step a parameter matters to: a step is redone, and a checkpoint or model refused, only when its own change.
+STUDY = ("name", "cohort", "studies", "seed", "device", "threads")
+IMAGES = ("channels", "spacing_mm", "crop_shape", "axial_mm")
+NORMALIZATION = ("ct_window_hu", "pet_normalization", "pet_window_suv")
+PATCHES = ("patch_shape", "patch_stride")
+NETWORK = ("filters", "units_per_level", "attention", "attention_heads")
+FOLDS = ("folds", "validation_fraction")
+TRAINING = (
+    "batch_size",
+    "steps_per_epoch",
+    "foreground_share",
+    "flip",
+    "ema",
+    "optimizer",
+    "learning_rate",
+    "adadelta_rho",
+    "adadelta_eps",
+    "weight_decay",
+    "dice_smooth",
+    "dice_background",
+    "precision",
+)
+STOPPING = ("epochs", "patience")
+EVALUATION = (
+    "min_roi_ml",
+    "connectivity",
+    "lesion_coverage",
+    "outlier_percentile",
+    "min_followup_months",
+    "bootstrap_resamples",
+)
+
+
+def from_dict(values: dict[str, Any], *, file: str | Path | None = None) -> Params:
+    """Checked parameters from a mapping; raises one `InputError` that lists everything wrong with it."""
+    try:
+        return Params(**values)
+    except ValidationError as error:
+        problems = [_say(problem) for problem in error.errors()]
+        raise InputError(
+            "parameters: " + "; ".join(problems), file=file, remedy="correct these; `mtvlib/params.py` lists all."
+        ) from None
+
+
+def _say(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, Params.model_fields, n=1, cutoff=0.5)
+        return f"unknown parameter '{name}'" + (f", did you mean '{near[0]}'?" if near else "")
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{name} = {problem['input']!r}: {message}" if name else message
+
+
+def read(path: str | Path) -> Params:
+    """Read a study's YAML file. Raises `InputError` naming the file and every wrong or unknown parameter."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("there is no such parameter file", file=path, remedy="see params/ for examples.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"is not YAML: {' '.join(str(error).split())}", file=path, remedy="correct it.") from None
+    if not isinstance(values, dict):
+        raise InputError("must be a list of `name: value` lines", file=path, value=type(values).__name__)
+    return from_dict(values, file=path)
+
+
+def write(params: Params, path: str | Path) -> None:
+    """Write every parameter, resolved, with its meaning beside it (atomic)."""
+    lines = []
+    for name, value in params.model_dump(mode="json").items():
+        text = yaml.safe_dump([value], default_flow_style=True, width=1000).strip()[1:-1]
+        lines.append(f"{name}: {text}  # {Params.model_fields[name].description}")
+    write_text(path, "\n".join(lines) + "\n")

@@ -1,0 +1,78 @@
+"""Quantities of a lesion in PET: metabolic tumour volume (MTV), total lesion glycolysis (TLG), SUV values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+PEAK_RADIUS_MM = (3 * 1000 / (4 * math.pi)) ** (1 / 3)  # 6.2 mm: a sphere of 1 cm3
+
+
+def voxel_ml(spacing_mm: Sequence[float]) -> float:
+    return math.prod(float(side) for side in spacing_mm) / 1000
+
+
+@dataclass(frozen=True)
+class Uptake:
+    """SUV values (g/ml) and TLG (g) of a region; the maximum, mean and peak of an empty one are None, its TLG is 0."""
+
+    suv_max: float | None
+    suv_mean: float | None
+    suv_peak: float | None
+    tlg: float
+
+
+def uptake(suv: np.ndarray, voxels: np.ndarray, spacing_mm: Sequence[float]) -> Uptake:
+    """SUVmax, SUVmean, SUVpeak and TLG = MTV x SUVmean of a region of `suv` (x, y, z): its voxel indices (n, 3)."""
+    if not len(voxels):
+        return Uptake(None, None, None, 0.0)
+    values = suv[tuple(voxels.T)].astype(np.float64)
+    tlg = float(values.sum()) * voxel_ml(spacing_mm)
+    return Uptake(float(values.max()), float(values.mean()), suv_peak(suv, voxels, spacing_mm), tlg)
+
+
+def suv_peak(suv: np.ndarray, voxels: np.ndarray, spacing_mm: Sequence[float]) -> float:
+    """Highest mean SUV in a sphere of 1 cm3 centred on any of the voxels (n > 0, 3).
+
+    IBSI's "global intensity peak" (Zwanenburg et al. 2020, 0F91): the sphere holds the voxels whose centres lie within
+    6.2 mm; it may reach beyond the region, but counts only voxels inside the image.
+    """
+    return float(peak_means(suv, voxels, spacing_mm).max())
+
+
+def suv_peak_local(suv: np.ndarray, voxels: np.ndarray, spacing_mm: Sequence[float]) -> float:
+    """Mean SUV in a sphere of 1 cm3 round the hottest of the voxels: IBSI's "local intensity peak" (VJGA).
+
+    Where several are the hottest, the highest of their peaks.
+    """
+    values = suv[tuple(voxels.T)]
+    return float(peak_means(suv, voxels[values == values.max()], spacing_mm).max())
+
+
+def peak_means(suv: np.ndarray, centres: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Mean SUV (n,) in the spheres of 1 cm3 round the voxels `centres` (n, 3)."""
+    offsets = _sphere(spacing_mm)
+    reach = offsets.max(axis=0)
+    low = np.maximum(centres.min(axis=0) - reach, 0)
+    box = suv[tuple(slice(first, last + 1) for first, last in zip(low, centres.max(axis=0) + reach, strict=True))]
+    padded = np.pad(box.astype(np.float64), [(side, side) for side in reach], constant_values=np.nan)
+    steps = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
+    flat, first = padded.ravel(), (centres - low + reach) @ steps
+    total, inside = np.zeros(len(centres)), np.zeros(len(centres))
+    for step in offsets @ steps:
+        values = flat[first + step]
+        known = ~np.isnan(values)
+        total += np.where(known, values, 0)
+        inside += known
+    return total / inside
+
+
+def _sphere(spacing_mm: Sequence[float]) -> np.ndarray:
+    """Offsets (k, 3) of the voxels whose centres lie within the sphere's radius."""
+    spacing = np.asarray(spacing_mm, float)
+    reach = np.floor(PEAK_RADIUS_MM / spacing).astype(int)
+    offsets = np.indices(2 * reach + 1).reshape(3, -1).T - reach
+    return offsets[((offsets * spacing) ** 2).sum(axis=1) <= PEAK_RADIUS_MM**2]

@@ -1,0 +1,277 @@
+"""Patient to the network's input: images onto the study's grid once, normalisation each time they are loaded."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+
+from mtvlib import fingerprint
+from mtvlib.classes import LESION_CLASSES
+from mtvlib.cohort import FILES, Images, check_images, labelled_points_mm, open_images, stop_on_errors
+from mtvlib.errors import InputError
+from mtvlib.files import sha256, write_json, write_text
+from mtvlib.params import IMAGES, Params
+from mtvlib.study import Study
+from mtvlib.volume import Grid, resample, resample_labels, study_grid, to_array, to_image, write_image
+
+AIR_HU = -1000.0
+RECORD = "prepared.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A patient on the study's grid; arrays (x, y, z), z towards the head."""
+
+    patient: str
+    inputs: np.ndarray  # (C, x, y, z) float32 in [0, 1], channels in the order of the parameter `channels`
+    reference: np.ndarray | None  # (x, y, z) uint8
+    suv: np.ndarray  # (x, y, z) float32
+    grid: Grid
+
+
+# --- writing
+
+
+def prepare_patient(row: Mapping[str, Any] | pd.Series, params: Params, folder: str | Path, *, code: str = "") -> None:
+    """Check a patient's images, resample them onto the study's grid and write `folder`/<patient>/.
+
+    Files: `pet.nii` (SUV, float32, 0 outside the field), `ct.nii` (HU, int16, -1000 outside), `reference.nii` (uint8),
+    uncompressed so that they can be memory-mapped, and last `prepared.json` (grid, sources with sha256, axial crop, how
+    much of the reference the crop keeps, warnings, seconds). `row` needs patient, pet, ct, reference ('' for none).
+    Raises `InputError` listing everything that is wrong with the images.
+    """
+    began = time.perf_counter()
+    patient, target = row["patient"], Path(folder) / row["patient"]
+    images, warnings = _open(row, params)
+    grid, prepared = _on_study_grid(images, params, patient)
+    for name in (RECORD, *(f"{name}.nii" for name in FILES)):
+        (target / name).unlink(missing_ok=True)  # of an earlier run with other images
+    for name, image in prepared.present().items():
+        write_image(image, target / f"{name}.nii")
+    kept = _kept_of_reference(images, prepared, grid)
+    if kept and kept["fraction"] is not None and kept["fraction"] < 1:
+        warnings.append(f"the crop cuts off {1 - kept['fraction']:.1%} of the reference's voxels")
+    record = {
+        "patient": patient,
+        "params": params.part(IMAGES),
+        "code": code,
+        "grid": asdict(grid),
+        "axial_mm": {"field": _axial_mm(Grid.of(images.pet)), "kept": _axial_mm(grid)},
+        "reference": kept,
+        "warnings": warnings,
+        "sources": {name: _source(row[name]) for name in images.present()},
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+    write_json(target / RECORD, record)
+
+
+def _open(row: Mapping[str, Any] | pd.Series, params: Params) -> tuple[Images, list[str]]:
+    _check_ct(bool(row.get("ct")), params, row["patient"])
+    images, findings = open_images(row, with_ct="ct" in params.channels)
+    stop_on_errors(findings)
+    assert images is not None
+    return images, [finding.message for finding in findings]
+
+
+def _check_ct(there: bool, params: Params, patient: str | None) -> None:
+    if "ct" in params.channels and not there:
+        raise InputError("has no CT", patient=patient, remedy="give a CT, or set channels to [pet].")
+
+
+def _on_study_grid(images: Images, params: Params, patient: str | None) -> tuple[Grid, Images]:
+    grid = study_grid(images.pet, images.ct, params.spacing_mm, params.crop_shape, params.axial_mm)
+    prepared = _resample(images, grid)
+    if np.ptp(sitk.GetArrayViewFromImage(prepared.pet)) == 0:
+        remedy = "check the PET, or exclude the patient."
+        raise InputError("the PET is constant within the study's field", patient=patient, remedy=remedy)
+    return grid, prepared
+
+
+def _resample(images: Images, grid: Grid) -> Images:
+    """Linear; PET outside its field is 0, CT air (choice); labels class by class."""
+    ct = reference = None
+    if images.ct is not None:
+        hu = to_array(resample(images.ct, grid, outside=AIR_HU))
+        ct = to_image(np.clip(np.rint(hu), -32768, 32767).astype(np.int16), grid)
+    if images.reference is not None:
+        reference = resample_labels(images.reference, grid)
+    return Images(resample(images.pet, grid, outside=0.0), ct, reference)
+
+
+def _kept_of_reference(images: Images, prepared: Images, grid: Grid) -> dict[str, Any] | None:
+    """Share of the reference's voxels within the crop (None without lesions), and volumes before and after in ml."""
+    if images.reference is None or prepared.reference is None:
+        return None
+    points = labelled_points_mm(images.reference)
+    return {
+        "fraction": float(grid.contains(points).mean()) if len(points) else None,
+        "source_ml": _volumes_ml(images.reference),
+        "prepared_ml": _volumes_ml(prepared.reference),
+    }
+
+
+def _volumes_ml(labels: sitk.Image) -> dict[str, float]:
+    array, voxel_ml = sitk.GetArrayViewFromImage(labels), Grid.of(labels).voxel_ml
+    return {name: int((array == number).sum()) * voxel_ml for name, number in LESION_CLASSES.items()}
+
+
+def _axial_mm(grid: Grid) -> list[float]:
+    low, high = grid.box_mm()
+    return [float(low[2]), float(high[2])]
+
+
+def _source(path: str | Path) -> dict[str, str]:
+    # The name without folders, which tell of the machine or its user; the hash tells which file it was.
+    return {"file": Path(path).name, "sha256": sha256(path)}
+
+
+# --- a whole cohort
+
+
+def prepare_cohort(study: Study, cohort: pd.DataFrame, *, say: Callable[[str], None]) -> pd.DataFrame:
+    """Prepare every patient that takes part; unchanged ones (images, parameters, code) are left as they are.
+
+    `cohort` with absolute paths and `split`. Patients run side by side on `threads` threads. Writes and returns
+    `volumes/prepared.csv`, one row a patient: patient, pet, ct, reference (sha256 of the sources), slices, warnings.
+    """
+    rows = cohort[cohort["split"] != "excluded"].to_dict("records")
+    code = fingerprint.of_modules([__name__])
+    done = count(1)
+
+    def prepare(row: dict[str, Any]) -> dict[str, Any]:
+        record = _current(row, study.params, study.volumes / row["patient"] / RECORD, code)
+        if record is None:
+            prepare_patient(row, study.params, study.volumes, code=code)
+            record = _record(study.volumes / row["patient"] / RECORD, row["patient"])
+        say(f"patient {next(done)} of {len(rows)} prepared")
+        return record
+
+    with ThreadPoolExecutor(study.params.threads) as pool:
+        table = pd.DataFrame([_index_row(record) for record in pool.map(prepare, rows)])
+    write_text(study.volumes / "prepared.csv", table.to_csv(index=False))
+    return table
+
+
+def _current(row: dict[str, Any], params: Params, path: Path, code: str) -> dict[str, Any] | None:
+    """The record of a patient that need not be prepared again, or None."""
+    if not path.exists():
+        return None
+    record = _record(path, row["patient"])
+    wanted = [name for name in FILES if row.get(name) and (name != "ct" or "ct" in params.channels)]
+    sources = {name: _source(row[name]) for name in wanted}
+    same = (record["params"], record["code"], record["sources"]) == (params.part(IMAGES), code, sources)
+    return record if same and all((path.parent / f"{name}.nii").exists() for name in wanted) else None
+
+
+def _index_row(record: dict[str, Any]) -> dict[str, Any]:
+    sources = {name: record["sources"].get(name, {}).get("sha256", "") for name in FILES}
+    slices = record["grid"]["size"][2]
+    change = _volume_change(record["reference"])
+    warnings = "; ".join(record["warnings"])
+    return {"patient": record["patient"], **sources, "slices": slices, "volume_change": change, "warnings": warnings}
+
+
+def _volume_change(reference: dict[str, Any] | None) -> float | None:
+    """Share by which the reference's volume changed on the study's grid; None without lesions."""
+    before, after = (sum(reference[f"{name}_ml"].values()) if reference else 0 for name in ("source", "prepared"))
+    return round(after / before - 1, 4) if before else None
+
+
+# --- loading
+
+
+def prepare_images(pet: sitk.Image, ct: sitk.Image | None, params: Params, patient: str = "") -> Prepared:
+    """A new patient's images (SUV, HU) as the network's input, in memory; no reference.
+
+    Raises `InputError` if they cannot be SUV or HU, or have no common field.
+    """
+    _check_ct(ct is not None, params, patient or None)
+    images = Images(pet, ct if "ct" in params.channels else None, None)
+    stop_on_errors(replace(finding, patient=patient or None, file=None) for finding in check_images(images))
+    grid, prepared = _on_study_grid(images, params, patient or None)
+    return _normalised(patient, {name: to_array(image) for name, image in prepared.present().items()}, grid, params)
+
+
+def load_patient(folder: str | Path, patient: str, params: Params) -> Prepared:
+    """A prepared patient with the network's input, see `normalise_pet` and `normalise_ct`.
+
+    `suv` and `reference` are memory-mapped. Raises `InputError` if the patient was not prepared, or with other image
+    parameters, or a file is damaged.
+    """
+    target = Path(folder) / patient
+    record = _record(target / RECORD, patient)
+    _check_record(record, params, target / RECORD)
+    arrays = {name: _voxels(target / f"{name}.nii") for name in record["sources"]}
+    return _normalised(patient, arrays, _grid(record["grid"]), params)
+
+
+def _normalised(patient: str, arrays: Mapping[str, np.ndarray], grid: Grid, params: Params) -> Prepared:
+    normalise = {"pet": normalise_pet, "ct": normalise_ct}
+    inputs = np.stack([normalise[name](arrays[name], params) for name in params.channels])
+    return Prepared(patient, inputs, arrays.get("reference"), arrays["pet"], grid)
+
+
+def normalise_pet(suv: np.ndarray, params: Params) -> np.ndarray:
+    """PET in [0, 1] (paper, Methods: "individually normalized to the range [0, 1]").
+
+    `minmax`: by the lowest and highest SUV of the prepared volume, padding (SUV 0) included; so the scale depends on
+    the hottest voxel of the crop. `window`: `pet_window_suv` onto [0, 1], clipped (choice).
+    """
+    low, high = params.pet_window_suv
+    if params.pet_normalization == "minmax":
+        low, high = float(suv.min()), float(suv.max())
+    return np.clip((suv - np.float32(low)) / np.float32(high - low), 0, 1)
+
+
+def normalise_ct(hu: np.ndarray, params: Params) -> np.ndarray:
+    """CT in [0, 1]: `ct_window_hu`, clipped (paper, Methods)."""
+    low, high = params.ct_window_hu
+    return np.clip((hu.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
+
+
+def _record(path: Path, patient: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("is not prepared yet", patient=patient, file=path, remedy="run step 1_cohort.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise InputError(
+            "is damaged", patient=patient, file=path, remedy="delete it and run the study again."
+        ) from None
+
+
+def _check_record(record: dict[str, Any], params: Params, path: Path) -> None:
+    there, here = record["params"], params.part(IMAGES)
+    differing = [f"{name} {there[name]} there, {here[name]} here" for name in IMAGES[1:] if there[name] != here[name]]
+    missing = set(params.channels) - set(record["sources"])
+    if differing or missing:
+        raise InputError(
+            "; ".join([*differing, *(f"no {name}" for name in sorted(missing))]),
+            patient=record["patient"],
+            file=path,
+            remedy="prepare the patient again with these parameters (step 1_cohort).",
+        )
+
+
+def _voxels(path: Path) -> np.ndarray:
+    """Memory-mapped voxels (x, y, z) of one of our own files."""
+    try:
+        return np.asarray(nib.load(path, mmap="r").dataobj)  # type: ignore[attr-defined]
+    except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(f"cannot be read ({why})", file=path, remedy="delete it and run the study again.") from None
+
+
+def _grid(values: dict[str, Any]) -> Grid:
+    return Grid(**{name: tuple(value) for name, value in values.items()})

@@ -1,0 +1,215 @@
+"""The report of a finished study: a Quarto book, or one offline HTML page where there is no Quarto.
+
+Its chapters are the study's executed notebooks; summary and methods are written from summary.json, the parameters and
+the manifest, so that every number in their text comes from a file. Nothing is computed here, and nothing is fetched
+from a network, neither now nor when the report is read.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from mtvlib import report_page, steps
+from mtvlib.errors import InputError, WorkError
+from mtvlib.files import atomic_path, write_text
+from mtvlib.report_text import context
+from mtvlib.show import for_quarto
+from mtvlib.study import Study
+
+WHERE_QUARTO = "install it (conda install -c conda-forge quarto, or https://quarto.org/docs/get-started) and try again"
+FACES = {"Lato-Regular", "Lato-Italic", "Lato-Semibold", "Lato-SemiboldItalic", "Lato-Bold", "Lato-BoldItalic"}
+HIDDEN = {"parameters", "injected-parameters"}
+REFERENCES = "## References {.unnumbered}\n\n::: {#refs}\n:::"
+
+Show = Callable[[str], Any]
+
+
+def render(folder: str | Path, to: str = "html", *, show: Show = print) -> Path:
+    """Render the report of a study's folder to `html` or `pdf`; returns the file to open.
+
+    With Quarto: `report/html/index.html`, or `report/<study>.pdf` by typst. Without: `report/report.html`, one page
+    with the same chapters, and `show` says so; for a PDF that is an `InputError`. A failing Quarto is a `WorkError`.
+    """
+    study = Study.open(folder)
+    if to not in ("html", "pdf"):
+        raise InputError("a report is html or pdf", value=to)
+    quarto = shutil.which("quarto")
+    if quarto is None and to == "pdf":
+        raise InputError(
+            "the PDF needs Quarto, which was not found", remedy=WHERE_QUARTO + "; --to html works without."
+        )
+    if quarto is None:
+        show(f"Quarto was not found: the report becomes one HTML page. For the book and the PDF, {WHERE_QUARTO}.")
+        return _write_page(study)
+    show("Quarto renders the report; this takes a minute.")
+    with tempfile.TemporaryDirectory() as scratch:
+        book = build_book(study, Path(scratch) / "book", "html" if to == "html" else "typst")
+        _run_quarto(quarto, book, "html" if to == "html" else "mtv-typst")
+        return _keep(book / "_book", study, to)
+
+
+def environment() -> dict[str, str]:
+    """Versions, device and programs found, for bug reports."""
+    import torch
+
+    from mtvlib.manifest import processor, versions
+
+    quarto = shutil.which("quarto")
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome", "firefox"))), None)
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "not available"
+    return versions() | {
+        "processor": processor(),
+        "cuda": cuda,
+        "quarto": _version(quarto) if quarto else "not found: the report is one HTML page, without PDF",
+        "browser": browser or "not found",
+    }
+
+
+# --- the book
+
+
+def build_book(study: Study, out: Path, to: str = "html") -> Path:
+    """Write the sources of the book (`to` html or typst) into `out`: template, chapters, summary and methods."""
+    shutil.copytree(template_folder(), out, ignore=shutil.ignore_patterns("page.html"))
+    chapters = dict(read_chapters(study))
+    for name, notebook in chapters.items():
+        ready = for_quarto(_one_output_a_cell(notebook), to)
+        write_text(out / f"{name}.ipynb", json.dumps(ready, ensure_ascii=False))
+    known = context(study, list(chapters)) | {
+        "chapters": [f"{name}.ipynb" for name in chapters],
+        "references": REFERENCES if to == "html" else "",  # typst sets them at the end by itself
+    }
+    for name in ("_quarto.yml", "index.qmd", "methods.qmd"):
+        write_text(out / name, fill(out / name, known))
+    if to == "html":
+        _copy_plotly(out)
+    else:
+        _copy_fonts(out / "fonts")
+    return out
+
+
+def read_chapters(study: Study) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and executed notebook of each chapter there is; the folds are one chapter. `InputError` if there is none."""
+    folder = study.folder / "notebooks"
+    names = [step for step in steps.step_names(study.params.folds) if (folder / f"{step}.ipynb").exists()]
+    if not names or not (study.results / "summary.json").exists():
+        raise InputError(
+            "the study is not finished: it has no results or no executed notebooks",
+            file=study.folder,
+            remedy="run it with `mtv run` first.",
+        )
+    folds = [name for name in names if name.startswith(steps.TRAIN_FOLD)]
+    for name in names:
+        if name not in folds:
+            yield name, _read_notebook(folder / f"{name}.ipynb")
+        elif name == folds[0]:
+            yield "2_training", _join({fold: _read_notebook(folder / f"{fold}.ipynb") for fold in folds})
+
+
+def _read_notebook(path: Path) -> dict[str, Any]:
+    """An executed notebook without its cells of parameters, which the methods list."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook["cells"] = [cell for cell in notebook["cells"] if not HIDDEN & set(cell["metadata"].get("tags", []))]
+    return notebook
+
+
+def _join(folds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The folds' notebooks as one: prose and banner of the first, outputs of all, the others under headings."""
+    first, *others = folds
+    joined = copy.deepcopy(folds[first])
+    for name in others:
+        code = [cell for cell in folds[name]["cells"] if cell["cell_type"] == "code"][1:]
+        title = f"## Fold {name.removeprefix(steps.TRAIN_FOLD)[1:]}"
+        heading = {"cell_type": "markdown", "metadata": {}, "source": title}
+        joined["cells"] += [heading, *copy.deepcopy(code)]
+    return joined
+
+
+def _one_output_a_cell(notebook: dict[str, Any]) -> dict[str, Any]:
+    """Quarto numbers and captions cells: each output gets its own. What was printed is left out, as is the code."""
+    cells = []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            cells.append(cell)
+        for output in cell.get("outputs", []):
+            if "data" in output:
+                cells.append({**cell, "source": "", "metadata": {}, "outputs": [output]})
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"
+    return {**notebook, "cells": cells}
+
+
+def _write_page(study: Study) -> Path:
+    chapters = dict(read_chapters(study))
+    known = context(study, list(chapters))
+    texts = {name: fill(template_folder() / f"{name}.qmd", known | {"references": ""}) for name in ("index", "methods")}
+    path = study.folder / "report" / "report.html"
+    page = report_page.write(texts["index"], chapters, texts["methods"], template_folder() / "references.bib")
+    write_text(path, fill(template_folder() / "page.html", known | page))
+    return path
+
+
+def _run_quarto(quarto: str, book: Path, to: str) -> None:
+    done = subprocess.run([quarto, "render", ".", "--to", to], cwd=book, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        error = " ".join(next(([line] for line in lines if "ERROR" in line), lines[-3:]))
+        raise WorkError(f"Quarto could not render the report: {error}", remedy="see `quarto check`.")
+
+
+def _keep(made: Path, study: Study, to: str) -> Path:
+    target = study.folder / "report"
+    target.mkdir(parents=True, exist_ok=True)
+    if to == "pdf":
+        with atomic_path(target / f"{study.params.name}.pdf") as temporary:
+            shutil.copyfile(next(made.glob("*.pdf")), temporary)
+        return target / f"{study.params.name}.pdf"
+    # The old report goes only when the new one lies beside it.
+    fresh = target / ".html"
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.move(made, fresh)
+    shutil.rmtree(target / "html", ignore_errors=True)
+    fresh.rename(target / "html")
+    return target / "html" / "index.html"
+
+
+def template_folder() -> Path:
+    return steps.project_root() / "report"
+
+
+def _copy_plotly(out: Path) -> None:
+    import plotly
+
+    shutil.copyfile(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", out / "plotly.min.js")
+
+
+def _copy_fonts(out: Path) -> None:
+    """Lato, the typeface of the figures: it comes with kaleido. Without it, typst takes a sans it finds."""
+    import kaleido
+
+    out.mkdir()
+    for path in Path(kaleido.__file__).parent.rglob("Lato-*.ttf"):
+        if path.stem in FACES:
+            shutil.copyfile(path, out / path.name)
+
+
+def _version(program: str) -> str:
+    return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def fill(path: Path, values: dict[str, Any]) -> str:
+    # Quarto writes attributes as {#label}, which jinja would take for a comment.
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, comment_start_string="<#", comment_end_string="#>",
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+    )  # fmt: skip
+    return environment.from_string(path.read_text(encoding="utf-8")).render(values)

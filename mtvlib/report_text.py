@@ -1,0 +1,199 @@
+"""What summary and methods of the report say: a study's files as the values that the templates in report/ take."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import mtvlib
+from mtvlib.params import Params
+from mtvlib.study import Study
+from mtvlib.tables import MISSING, ONE_CLASS, count, interval, number, one_class_only
+
+PARTITIONS = {"cross_validation": "Cross-validation", "external_testing": "External testing"}
+FEW_PATIENTS = 50
+GLANCE = (  # row, where in summary.json, key, digits, digits of the paper, factor
+    ("Cohort DSC, primary tumour", ("delineation", "primary"), "cohort_dsc", 3, 3, 1),
+    ("Cohort DSC, lymph node metastases", ("delineation", "nodes"), "cohort_dsc", 3, 3, 1),
+    ("Cohort DSC, both together", ("delineation", "all"), "cohort_dsc", 3, 3, 1),
+    ("Mean absolute difference of TTB, ml", ("ttb",), "mean_absolute_difference_ml", 2, 2, 1),
+    ("R² of TTB", ("ttb",), "r2", 2, 2, 1),
+    ("Voxels of the right class, %", ("classification",), "accuracy", 1, 1, 100),
+    ("Reference lesions found, %", ("lesions", "all"), "tpr", 1, 1, 100),
+    ("Predicted lesions confirmed, %", ("lesions", "all"), "ppv", 1, 1, 100),
+    ("HR of high TTB, manual", ("survival", "man"), "hr", 2, 1, 1),
+    ("HR of high TTB, CNN", ("survival", "cnn"), "hr", 2, 1, 1),
+)
+CHAPTERS = {  # chapter -> its name and the question that it answers
+    "1_cohort": ("Patients and images", "who was studied, who was left out and why?"),
+    "2_training": ("Training", "how did the network learn in each fold?"),
+    "3_external_testing": ("External testing", "how were the external patients delineated?"),
+    "4_delineation": ("Delineation", "how well do the volumes agree?"),
+    "5_classification": ("Classification", "are primary tumour and nodes told apart?"),
+    "6_lesions": ("Lesions", "which lesions are found, which missed, which made up?"),
+    "7_survival": ("Survival", "does the automatic volume carry the same prognosis?"),
+    "8_cases": ("Patients slice by slice", "what does it look like?"),
+}
+
+
+def context(study: Study, chapters: list[str]) -> dict[str, Any]:
+    """Every value that the templates name."""
+    summary, manifest = study.summary, _manifest(study)
+    splits = study.cohort["split"].value_counts()
+    parameters = [_parameter(study.params, name) for name in Params.model_fields if name not in ("name", "studies")]
+    return {
+        "params": study.params,
+        "version": mtvlib.__version__,
+        "date": datetime.date.today().isoformat(),
+        "synthetic": study.synthetic,
+        "footer": footer(study, manifest),
+        "n_main": int(splits.get("cross_validation", 0)),
+        "n_external": int(splits.get("external_testing", 0)),
+        "partitions": [(title, summary[key]) for key, title in PARTITIONS.items()],
+        "said": said,
+        "count": count,
+        "one_class_only": one_class_only,
+        "glance": glance(summary, study.paper),
+        "warnings": warnings(study, manifest),
+        "contents": [CHAPTERS[name] for name in chapters if name in CHAPTERS],
+        "parameters": parameters,
+        "different": [row["name"] for row in parameters if row["different"]],
+        "record": _record(manifest),
+        "costs": _costs(manifest),
+    }
+
+
+def said(block: dict[str, Any], key: str, digits: int, unit: str = "", factor: float = 1.0) -> str:
+    """An estimate as words: `0.87 (95 % CI 0.85–0.89)`; the reason of a missing one is among the warnings."""
+    if block.get(key) is None:
+        return "not computable"
+    ends = block.get(f"{key}_ci95")
+    return number(block[key] * factor, digits) + unit + (f" (95 % CI {interval(ends, digits, factor)})" if ends else "")
+
+
+def glance(summary: dict[str, Any], paper: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Rows of the summary's table: for each partition that was evaluated, the study's value and the paper's."""
+    there = [key for key in PARTITIONS if summary[key].get("n_patients")]
+    rows = []
+    for name, path, key, digits, paper_digits, factor in GLANCE if there else ():
+        cells = []
+        for partition in there:
+            own, theirs = _at(summary[partition], path), _at(paper[partition], path)
+            ends = own.get(f"{key}_ci95")
+            if own.get(key) is None or (key == "accuracy" and one_class_only(own)):
+                cells += [MISSING]
+            else:
+                cells += [number(own[key] * factor, digits) + (f" ({interval(ends, digits, factor)})" if ends else "")]
+            cells += [number(theirs[key] * factor, paper_digits)]
+        rows.append((name, cells))
+    return rows
+
+
+def _at(block: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    for name in path:
+        block = block[name]
+    return block
+
+
+# --- what a reader must know
+
+
+def warnings(study: Study, manifest: dict[str, Any]) -> list[str]:
+    """What limits the numbers: few patients, what could not be computed, cut lesions, code that no commit holds."""
+    found = ["This is research software, not a medical device, and no basis for the care of a patient."]
+    for key, title in PARTITIONS.items():
+        block = study.summary[key]
+        if 0 < block.get("n_patients", 0) < FEW_PATIENTS:
+            found.append(
+                f"{title} rests on {count(block['n_patients'], 'patient')}: its intervals are wide and approximate."
+            )
+        found += [f"{', '.join([title, *where])} not computable: {why}." for where, why in _uncomputed(block)]
+        if block.get("n_patients") and one_class_only(block["classification"]):
+            found.append(f"{title}, classification: {ONE_CLASS}.")
+    cut = study.lesions.loc[study.lesions["touches_border"].astype(bool), "patient"].nunique()
+    if cut:
+        found.append(
+            f"In {count(cut, 'patient')} a lesion touches the border of the field, so that part of it may be missing."
+        )
+    if not manifest:
+        found.append("The study has no manifest yet: versions and commit are not known.")
+    elif (manifest.get("commit") or "-dirty").endswith("-dirty"):
+        found.append("The code that made this study is not what a commit holds: it cannot be had again by its commit.")
+    return found
+
+
+IN_WORDS = {
+    "primary": "primary tumour",
+    "nodes": "lymph node metastases",
+    "all": "both together",
+    "ttb": "total tumour burden",
+    "man": "manual delineation",
+    "cnn": "CNN",
+    "hr": "hazard ratio",
+    "logrank": "log-rank test",
+    "cohort_dsc": "cohort DSC",
+    "tpr": "share of lesions found",
+    "ppv": "share of lesions confirmed",
+}
+
+
+def _uncomputed(block: dict[str, Any], where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    for key, value in block.items():
+        name = key.removesuffix("_reason")
+        inside = (*where, IN_WORDS.get(name, name))
+        if isinstance(value, dict):
+            yield from _uncomputed(value, inside)
+        elif value and key.endswith("reason"):
+            yield where if key == "reason" else inside, str(value)
+
+
+# --- the record
+
+
+def _manifest(study: Study) -> dict[str, Any]:
+    path = study.folder / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def footer(study: Study, manifest: dict[str, Any]) -> str:
+    parts = [f"Study {study.params.name}"]
+    parts += ["synthetic patients, no clinical claim"] if study.synthetic else []
+    parts += [f"commit {manifest['commit']}"] if manifest.get("commit") else []
+    parts += [f"parameters {manifest['params']['sha256'][:12]}"] if manifest else []
+    return " · ".join([*parts, datetime.date.today().isoformat()])
+
+
+def _parameter(params: Params, name: str) -> dict[str, Any]:
+    field = Params.model_fields[name]
+    meaning, _, source = (field.description or "").rpartition("; ")
+    value = getattr(params, name)
+    # Where data lie is no part of the protocol.
+    different = name != "cohort" and value != field.get_default()
+    bold = "**" if different else ""
+    text = ", ".join(f"{one}" for one in value) if isinstance(value, list | tuple) else str(value)
+    return {
+        "name": f"{bold}`{name}`{bold}",
+        "value": f"{bold}{text}{bold}",
+        "meaning": meaning.replace("|", "\\|"),
+        "source": source,
+        "different": different,
+    }
+
+
+def _record(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    if not manifest:
+        return [("manifest.json", "not there yet")]
+    machine = [(name, str(value)) for name, value in manifest["machine"].items()]
+    places = {"commit": manifest["commit"] or "unknown", "seed": manifest["seed"]}
+    places |= {"hash of the parameters": manifest["params"]["sha256"][:12]}
+    return [(name, str(value)) for name, value in places.items()] + machine + list(manifest["versions"].items())
+
+
+def _costs(manifest: dict[str, Any]) -> list[tuple[str, str, str]]:
+    def row(name: str, cost: dict[str, Any]) -> tuple[str, str, str]:
+        minutes, seconds = divmod(round(cost["seconds"]), 60)
+        return name, f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s", f"{cost['peak_memory_mb']} MB"
+
+    return [row(name, cost) for name, cost in manifest.get("steps", {}).items()]

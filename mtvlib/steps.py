@@ -1,0 +1,229 @@
+"""One step of the study's graph, run by itself: `python -m mtvlib.steps --study studies/demo 2_train_fold_0`.
+
+A step is a notebook, run by papermill, or the evaluation or the manifest. Snakemake calls this module for each step;
+what a step depends on (code, parameters, inputs) is told to it as fingerprints of contents, so that neither a copied
+folder nor a touched file makes work, and every real change does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import resource
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from mtvlib import fingerprint
+from mtvlib.cohort import FILES, read_cohort
+from mtvlib.errors import InputError, MtvError, WorkError
+from mtvlib.files import write_json, write_text
+from mtvlib.study import Study
+
+CHAPTERS = ("4_delineation", "5_classification", "6_lesions", "7_survival", "8_cases")
+TRAIN_FOLD = "2_train_fold"
+MODULES = {"evaluation": "mtvlib.evaluation", "manifest": "mtvlib.manifest"}  # steps that are no notebooks
+
+
+def step_names(folds: int) -> list[str]:
+    """All steps of a study in the order of the flow."""
+    training = [f"{TRAIN_FOLD}_{fold}" for fold in range(folds)]
+    return ["1_cohort", *training, "3_external_testing", "evaluation", *CHAPTERS, "manifest"]
+
+
+def notebook_of(step: str) -> tuple[str, dict[str, int]]:
+    """The notebook of a step and the parameters it takes beside the study's."""
+    name, _, number = step.rpartition("_")
+    return (TRAIN_FOLD, {"fold": int(number)}) if name == TRAIN_FOLD else (step, {})
+
+
+def project_root() -> Path:
+    """The folder with notebooks, Snakefile and report: of the clone, or the copy inside an installed package."""
+    package = Path(__file__).resolve().parent
+    return package / "_study" if (package / "_study").exists() else package.parent
+
+
+def notebook_path(step: str) -> Path:
+    return project_root() / "notebooks" / f"{notebook_of(step)[0]}.ipynb"
+
+
+# --- what a step depends on
+
+
+def code_fingerprint(step: str) -> str:
+    """Hash of the step's own code: its notebook's cells and every module of mtvlib that these import, in turn."""
+    if step in MODULES:
+        return fingerprint.of_modules([MODULES[step]])
+    return fingerprint.of_notebook(notebook_path(step))
+
+
+def source_fingerprint(study: Study) -> str:
+    """Hash of the cohort's table and of the size and time of change of every image that it names."""
+    table = read_cohort(study.source)
+    digest = hashlib.sha256(study.source.read_bytes())
+    for path in sorted(Path(file) for name in FILES for file in table[name] if file):
+        stat = path.stat() if path.exists() else None  # those of excluded patients may be missing
+        digest.update(f"{path.name} {stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+# --- running
+
+
+def run_step(study: Study, step: str) -> None:
+    """Run a step; its result, log, seconds and peak memory lie in the study's folder. Raises `MtvError`."""
+    began = time.time()
+    say = study.say(step)
+    say("started")
+    try:
+        _attempt(study, step)
+    except MtvError as error:
+        write_json(study.logs / f"{step}.error.json", {"message": str(error), "exit_code": error.exit_code})
+        say(f"failed: {error}")
+        raise
+    (study.logs / f"{step}.error.json").unlink(missing_ok=True)
+    seconds = time.time() - began
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    scale = 1024 if sys.platform == "darwin" else 1  # bytes there, kilobytes elsewhere
+    write_json(study.logs / f"{step}.json", {"seconds": round(seconds, 1), "peak_memory_mb": peak // (1024 * scale)})
+    say(f"finished in {seconds:.0f} s")
+
+
+def _attempt(study: Study, step: str) -> None:
+    """Do the step's work; what no module foresaw becomes a `WorkError`, its traceback goes into the step's log."""
+    try:
+        _work(study, step)
+    except MtvError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise WorkError(f"step {step} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _work(study: Study, step: str) -> None:
+    if step == "evaluation":
+        from mtvlib.evaluation import evaluate_study
+
+        evaluate_study(study)
+    elif step == "manifest":
+        from mtvlib.manifest import write_manifest
+
+        write_manifest(study)
+    else:
+        run_notebook(study, step)
+
+
+def run_notebook(study: Study, step: str) -> Path:
+    """Execute a step's notebook into the study's folder, without anything that names this machine or its user."""
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    name, own = notebook_of(step)
+    out = study.folder / "notebooks" / f"{step}.ipynb"
+    running = study.logs / f"{step}.ipynb"
+    running.parent.mkdir(parents=True, exist_ok=True)
+    place = {"name": study.params.name, "studies": study.params.studies}
+    try:
+        papermill.execute_notebook(
+            project_root() / "notebooks" / f"{name}.ipynb",
+            running,
+            place | own,
+            kernel_name="python3",
+            progress_bar=False,
+        )
+    except PapermillExecutionError as error:
+        raise _failure(step, error, running) from None
+    except DeadKernelError:
+        raise WorkError(
+            f"step {step} failed: its process was killed, most often for want of memory",
+            file=running,
+            remedy="use fewer --cores or a machine with more memory.",
+        ) from None
+    notebook = nbformat.read(running, as_version=4)
+    write_text(out, scrub(nbformat.writes(notebook)))
+    running.unlink()
+    return out
+
+
+def _failure(step: str, error, notebook: Path) -> MtvError:
+    """What went wrong in a notebook as our own error: the message of a known error as it is, else its last line."""
+    kind = InputError if error.ename == "InputError" else WorkError
+    message = f"{error.ename}: {error.evalue}" if error.ename not in ("InputError", "WorkError") else error.evalue
+    return kind(f"step {step} failed: {message.strip()} (the notebook as far as it ran: {notebook})")
+
+
+def scrub(text: str) -> str:
+    """A notebook's JSON without the absolute paths, the user and the host of the machine that ran it."""
+    notebook = json.loads(text)
+    for part in (notebook, *notebook["cells"]):
+        for name in ("papermill", "execution"):
+            part["metadata"].pop(name, None)
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            _scrub_host(output)
+    places = {str(Path.cwd()): ".", str(project_root()): ".", sys.prefix: "<env>", str(Path.home()): "~"}
+    for path in sorted(places, key=len, reverse=True):  # a folder before the one that it lies in
+        if len(path) > 1:
+            notebook = _replaced(notebook, re.escape(path) + r"(?![\w-])", places[path])
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def _scrub_host(output: dict[str, Any]) -> None:
+    """Only in plain text, where a library may name it: elsewhere "data" or "code" is more than the name of a host."""
+    pattern = rf"(?<![\w-]){re.escape(socket.gethostname())}(?![\w-])"
+    for holder, key in ((output, "text"), (output, "traceback"), (output.get("data", {}), "text/plain")):
+        if key in holder:
+            holder[key] = _replaced(holder[key], pattern, "<host>")
+
+
+def _replaced(value: Any, pattern: str, text: str) -> Any:
+    """A JSON value with every match in its texts replaced; keys stay."""
+    if isinstance(value, dict):
+        return {key: _replaced(item, pattern, text) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, pattern, text) for item in value]
+    return re.sub(pattern, lambda _: text, value) if isinstance(value, str) else value
+
+
+def die_with_parent() -> None:
+    """End this process when the one that started it is gone, so that a killed study leaves no worker behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m mtvlib.steps", description=__doc__)
+    parser.add_argument("step")
+    parser.add_argument("--study", required=True, help="the study's folder")
+    parser.add_argument("--base", default=".", help="the folder that relative paths in the parameters count from")
+    options = parser.parse_args(arguments)
+    die_with_parent()
+    os.chdir(options.base)
+    try:
+        run_step(Study.open(options.study), options.step)
+    except MtvError as error:
+        with contextlib.suppress(OSError):
+            print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

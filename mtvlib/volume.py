@@ -1,0 +1,460 @@
+"""An image with its geometry: read, write, resample, the study's grid, and back to an original grid.
+
+The image type is `SimpleITK.Image`; physical coordinates are LPS mm; arrays are (x, y, z). NIfTI files are read through
+nibabel's header because ITK repairs silently: a truncated file is filled with zeros, a zero pixdim becomes 1 mm, and of
+two contradicting orientations it picks one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from mtvlib.errors import InputError
+from mtvlib.files import atomic_path
+
+_SPACING_LIMITS_MM = (0.1, 20.0)
+_ORTHONORMAL_TOLERANCE = 1e-4
+# A qform stores a rotation in single precision; near half a turn its corners may be 0.1 mm off without any mistake.
+_FORMS_TOLERANCE_MM = 0.2
+_CONVERT_AGAIN = "convert the series from DICOM again (dcm2niix, SimpleITK or `mtv import dicom`)."
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_SLAB = 32  # slices at once on an original grid: bounds the memory on a 512 x 512 CT
+
+Identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of an image lie: LPS mm, `direction` row-major as in SimpleITK, origin = centre of voxel 0."""
+
+    size: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    origin_mm: tuple[float, float, float]
+    direction: tuple[float, ...] = Identity
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> Grid:
+        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+    @property
+    def voxel_ml(self) -> float:
+        return math.prod(self.spacing_mm) / 1000
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """(3, 3): a step of one voxel along each index axis, mm, as columns."""
+        return np.reshape(self.direction, (3, 3)) * self.spacing_mm
+
+    def to_mm(self, indices: np.ndarray) -> np.ndarray:
+        """Physical points (n, 3) of continuous indices (n, 3)."""
+        return indices @ self.matrix.T + self.origin_mm
+
+    def to_indices(self, points_mm: np.ndarray) -> np.ndarray:
+        """Continuous indices (n, 3) of physical points (n, 3)."""
+        return (points_mm - self.origin_mm) @ np.linalg.inv(self.matrix).T
+
+    def contains(self, points_mm: np.ndarray) -> np.ndarray:
+        """Which physical points (n, 3) lie in the field, that is within the outer faces of its voxels."""
+        indices = self.to_indices(points_mm)
+        return np.all((indices >= -0.5) & (indices < np.array(self.size) - 0.5), axis=1)
+
+    def box_mm(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest LPS coordinates (3,) of the field, outer faces of the voxels included."""
+        corners = self.to_mm(np.array(list(product(*((-0.5, side - 0.5) for side in self.size)))))
+        return corners.min(0), corners.max(0)
+
+    def slab(self, start: int, stop: int) -> Grid:
+        """The part of this grid from slice `start` up to `stop` (exclusive) along its third index axis."""
+        origin = self.to_mm(np.array([[0, 0, start]]))[0]
+        return Grid((*self.size[:2], stop - start), self.spacing_mm, tuple(origin.tolist()), self.direction)
+
+    def __str__(self) -> str:
+        def numbers(values: tuple[float, ...]) -> str:
+            return ", ".join(f"{value:.6g}" for value in values)
+
+        return (
+            f"size ({numbers(self.size)}), spacing ({numbers(self.spacing_mm)}) mm, "
+            f"origin ({numbers(self.origin_mm)}) mm, direction ({numbers(self.direction)})"
+        )
+
+
+# --- arrays
+
+
+def to_array(image: sitk.Image) -> np.ndarray:
+    """Voxels as (x, y, z); a copy."""
+    return sitk.GetArrayFromImage(image).T
+
+
+def to_image(array: np.ndarray, grid: Grid) -> sitk.Image:
+    """Image of an array (x, y, z) on `grid`; bool becomes uint8."""
+    if array.shape != tuple(grid.size):
+        raise ValueError(f"array of shape {array.shape} does not fit the grid's size {grid.size}")
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    image.SetSpacing(grid.spacing_mm)
+    image.SetOrigin(grid.origin_mm)
+    image.SetDirection(grid.direction)
+    return image
+
+
+# --- geometry of two images
+
+
+def corner_distance_mm(a: Grid, b: Grid) -> float:
+    """Largest distance between corresponding corner voxels of two grids of the same size, mm."""
+    corners = np.array(list(product(*((0, side - 1) for side in a.size))))
+    return float(np.linalg.norm(a.to_mm(corners) - b.to_mm(corners), axis=1).max())
+
+
+def same_grid(a: sitk.Image | Grid, b: sitk.Image | Grid, tolerance_mm: float = 1e-3) -> bool:
+    """Whether two images have the same size and no corner voxel lies more than `tolerance_mm` apart."""
+    a, b = _grid(a), _grid(b)
+    return tuple(a.size) == tuple(b.size) and corner_distance_mm(a, b) <= tolerance_mm
+
+
+def check_same_grid(
+    a: sitk.Image | Grid,
+    b: sitk.Image | Grid,
+    *,
+    patient: str | None = None,
+    file: str | Path | None = None,
+    tolerance_mm: float = 1e-3,
+) -> None:
+    """Raise `InputError` with both geometries unless `same_grid`; `file` is the one of `b`."""
+    a, b = _grid(a), _grid(b)
+    if same_grid(a, b, tolerance_mm):
+        return
+    apart = f"{corner_distance_mm(a, b):.4g} mm apart" if tuple(a.size) == tuple(b.size) else "of different size"
+    raise InputError(
+        f"the grids are {apart}, {tolerance_mm:g} mm are allowed; expected {a}",
+        patient=patient,
+        file=file,
+        value=b,
+        remedy="resample one image onto the other's grid (SimpleITK.Resample), or give the file that belongs here.",
+    )
+
+
+def _grid(image: sitk.Image | Grid) -> Grid:
+    return image if isinstance(image, Grid) else Grid.of(image)
+
+
+# --- files
+
+
+def read_image(path: str | Path, *, patient: str | None = None) -> sitk.Image:
+    """Read a NIfTI image: 3D, complete, finite, with one well-defined geometry.
+
+    Floating-point and scaled voxels come as float32, others in their own type. Raises `InputError` (patient, file,
+    value, remedy) for a missing, truncated or foreign file, other than three dimensions, no voxels, NaN or infinity, a
+    spacing that is not positive or outside 0.1-20 mm, and an orientation that is missing, sheared, or contradictory.
+    """
+    path = Path(path)
+    try:
+        raw = _bytes(path)
+        header = _header(raw)
+        _check_shape(header, len(raw))
+        grid = _nifti_grid(header)
+        array = _voxels(header, raw)
+    except InputError as error:
+        raise InputError(
+            error.problem, patient=patient, file=path, value=error.value, remedy=error.remedy or _CONVERT_AGAIN
+        ) from None
+    return to_image(array, grid)
+
+
+def read_scan(path: str | Path, *, patient: str | None = None) -> sitk.Image:
+    """`read_image` for a PET or CT: also refuses an image that has the same value everywhere."""
+    image = read_image(path, patient=patient)
+    array = sitk.GetArrayViewFromImage(image)
+    if array.min() == array.max():
+        raise InputError(
+            "every voxel has the same value",
+            patient=patient,
+            file=path,
+            value=array.flat[0],
+            remedy="export the series again.",
+        )
+    return image
+
+
+def read_labels(path: str | Path, classes: tuple[int, ...] = (0, 1, 2), *, patient: str | None = None) -> sitk.Image:
+    """`read_image` for a label map: uint8, and only values among `classes`, else `InputError` listing the others."""
+    image = read_image(path, patient=patient)
+    array = sitk.GetArrayViewFromImage(image)
+    known = np.logical_or.reduce([array == number for number in classes])
+    foreign = np.unique(array[~known]).tolist()
+    if foreign:
+        whole = all(float(value).is_integer() for value in foreign)
+        raise InputError(
+            f"a label map may hold {', '.join(map(str, classes))} only" + ("" if whole else ", not fractions"),
+            patient=patient,
+            file=path,
+            value=", ".join(f"{value:g}" for value in foreign[:5]) + (", ..." if len(foreign) > 5 else ""),
+            remedy="recode it: 0 background, 1 primary tumour, 2 lymph node metastasis."
+            if whole
+            else "resample label maps by nearest neighbour or class by class, and save them as integers.",
+        )
+    return sitk.Cast(image, sitk.sitkUInt8)
+
+
+def write_image(image: sitk.Image, path: str | Path) -> None:
+    """Write NIfTI (`.nii` or `.nii.gz`, by suffix), atomically; qform and sform carry the same geometry."""
+    grid = Grid.of(image)
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = grid.matrix, grid.origin_mm
+    nifti = nib.Nifti1Image(to_array(image), _RAS_TO_LPS @ affine, dtype=to_array(image).dtype)
+    nifti.header.set_xyzt_units("mm")
+    nifti.set_qform(nifti.affine, code="scanner")
+    nifti.set_sform(nifti.affine, code="scanner")
+    with atomic_path(path) as temporary:
+        nib.save(nifti, temporary)
+
+
+def _bytes(path: Path) -> bytes:
+    """The uncompressed file. All of it, so that gzip's checksum is verified."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise InputError("is not a NIfTI file (.nii or .nii.gz)")
+    try:
+        raw = path.read_bytes()
+        return gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except FileNotFoundError:
+        raise InputError("there is no such file", remedy="correct the path or put the file there.") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"is truncated or damaged ({error})", remedy="copy the file again.") from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror or error})", remedy="check its permissions.") from None
+
+
+def _header(raw: bytes) -> Any:
+    for kind in (nib.Nifti1Header, nib.Nifti2Header):
+        if kind.may_contain_header(raw[: kind.sizeof_hdr]):
+            return kind.from_fileobj(io.BytesIO(raw), check=False)
+    raise InputError("is not a NIfTI file, or its header is damaged", value=f"{len(raw)} bytes")
+
+
+def _check_shape(header: Any, n_bytes: int) -> None:
+    dims = int(header["dim"][0])
+    shape = tuple(int(side) for side in header["dim"][1 : dims + 1]) if 1 <= dims <= 7 else ()
+    if len(shape) < 3 or any(side != 1 for side in shape[3:]):
+        raise InputError(
+            "must be one three-dimensional image", value=f"shape {shape}", remedy="extract the volume that is meant."
+        )
+    if min(shape) < 1:
+        raise InputError("is empty: it has no voxels", value=f"shape {shape}")
+    try:
+        dtype = header.get_data_dtype()
+    except (nib.spatialimages.HeaderDataError, KeyError):
+        raise InputError("has an unknown data type", value=f"datatype {int(header['datatype'])}") from None
+    if dtype.kind not in "iuf":
+        raise InputError("must hold one real number a voxel", value=str(dtype), remedy="export it as grey values.")
+    expected = int(header.get_data_offset()) + math.prod(shape) * dtype.itemsize
+    if n_bytes < expected:
+        raise InputError("is truncated", value=f"{n_bytes} of {expected} bytes", remedy="copy the file again.")
+
+
+def _nifti_grid(header: Any) -> Grid:
+    size: tuple[int, int, int] = tuple(int(side) for side in header["dim"][1:4])  # type: ignore[assignment]
+    spacing = tuple(float(side) for side in header["pixdim"][1:4])
+    low, high = _SPACING_LIMITS_MM
+    if not all(low <= side <= high for side in spacing):  # also false for NaN
+        raise InputError(f"the voxel spacing must lie within {low:g} and {high:g} mm", value=f"pixdim {spacing}")
+    if int(header["xyzt_units"]) & 7 not in (0, 2):
+        raise InputError("lengths must be in mm", value=f"xyzt_units {int(header['xyzt_units'])}")
+    forms = _forms(header)
+    lps = _RAS_TO_LPS @ forms[0]
+    lengths = np.linalg.norm(lps[:3, :3], axis=0)
+    if not np.allclose(lengths, spacing, rtol=1e-3):
+        raise InputError(f"the header contradicts itself: pixdim {_mm(spacing)}, but its axes say {_mm(lengths)}")
+    direction = lps[:3, :3] / lengths
+    if np.abs(direction.T @ direction - np.eye(3)).max() > _ORTHONORMAL_TOLERANCE:
+        raise InputError(
+            "the axes are not at right angles (sheared, gantry tilt)",
+            value=f"direction {np.round(direction, 5).tolist()}",
+            remedy="resample the image onto a grid with orthogonal axes.",
+        )
+    _check_forms(forms, size)
+    return Grid(size, tuple(lengths.tolist()), tuple(lps[:3, 3].tolist()), tuple(direction.ravel().tolist()))
+
+
+def _forms(header: Any) -> list[np.ndarray]:
+    """The RAS affines that the header states, the one to use first: sform, qform."""
+    try:
+        both = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
+    except (nib.spatialimages.HeaderDataError, ValueError) as error:
+        raise InputError(f"the qform is damaged ({error})") from None
+    forms = [form for form in both if form is not None]
+    if not forms:
+        raise InputError("has neither qform nor sform, so its orientation is unknown")
+    if not all(np.isfinite(form).all() for form in forms):
+        raise InputError("the orientation holds NaN or infinity", value=forms[0].tolist())
+    return forms
+
+
+def _check_forms(forms: list[np.ndarray], size: tuple[int, ...]) -> None:
+    corners = np.array([(*corner, 1) for corner in product(*((0, side - 1) for side in size))])
+    apart = float(np.linalg.norm((corners @ (forms[0] - forms[-1]).T), axis=1).max())
+    if apart > _FORMS_TOLERANCE_MM:
+        raise InputError(
+            f"sform and qform disagree by up to {apart:.3g} mm: sform {forms[0].round(4).tolist()}",
+            value=f"qform {forms[-1].round(4).tolist()}",
+            remedy="keep the right one: nibabel's image.set_qform(image.get_sform()), or the reverse.",
+        )
+
+
+def _mm(values: Any) -> str:
+    return " x ".join(f"{value:.4g}" for value in values) + " mm"
+
+
+def _voxels(header: Any, raw: bytes) -> np.ndarray:
+    array = header.data_from_fileobj(io.BytesIO(raw))
+    array = array.reshape(array.shape[:3])
+    array = array.astype(np.float32 if array.dtype.kind == "f" else array.dtype.newbyteorder("="), copy=False)
+    if array.dtype.kind == "f":
+        bad = array.size - int(np.isfinite(array).sum())
+        if bad:
+            raise InputError("holds NaN or infinity", value=f"{bad} of {array.size} voxels")
+    return array
+
+
+# --- resampling
+
+
+def resample(image: sitk.Image, grid: Grid, *, outside: float) -> sitk.Image:
+    """Linear interpolation onto `grid`, float32; `outside` where the image has no voxel (no smoothing before)."""
+    return sitk.Resample(
+        image,
+        grid.size,
+        sitk.Transform(3, sitk.sitkIdentity),
+        sitk.sitkLinear,
+        grid.origin_mm,
+        grid.spacing_mm,
+        grid.direction,
+        outside,
+        sitk.sitkFloat32,
+    )
+
+
+def resample_labels(labels: sitk.Image, grid: Grid) -> sitk.Image:
+    """Label map (uint8) on `grid`: linear on each class's indicator, then the class with the largest share.
+
+    Background takes part, ties go to the lower class; so volumes keep, which nearest neighbour does not ensure for
+    small structures nor thresholds at other values for large ones (choice; the paper does not say).
+    """
+    part = around_labels(labels)
+    values = [int(value) for value in np.unique(sitk.GetArrayViewFromImage(part)) if value]
+    best = np.ones(grid.size, np.float32)  # background: what the other classes leave
+    shares = []
+    for value in values:
+        shares.append(to_array(resample(sitk.Cast(part == value, sitk.sitkFloat32), grid, outside=0.0)))
+        best -= shares[-1]
+    result = np.zeros(grid.size, np.uint8)
+    for value, share in zip(values, shares, strict=True):
+        # Shares that are equal but for rounding are ties.
+        won = share > best + 1e-5
+        result[won], best[won] = value, share[won]
+    return to_image(result, grid)
+
+
+def around_labels(labels: sitk.Image) -> sitk.Image:
+    """The part of a label map that holds all labels with one voxel of background around, as far as there is any."""
+    array = sitk.GetArrayViewFromImage(labels).T
+    slices = []
+    for axis in range(3):
+        used = np.flatnonzero(array.any(axis=tuple(other for other in range(3) if other != axis)))
+        first, last = (used[0], used[-1]) if used.size else (0, 0)
+        slices.append(slice(max(0, int(first) - 1), min(array.shape[axis], int(last) + 2)))
+    return labels[tuple(slices)]
+
+
+def probabilities_to_labels(probabilities: np.ndarray, grid: Grid, target_grid: Grid) -> sitk.Image:
+    """Label map (uint8) on `target_grid` of class probabilities (K, x, y, z) on `grid`.
+
+    Interpolates the probabilities linearly first, then takes the highest (paper, Methods, "Network evaluation"); class
+    0 outside of `grid`. Works slab by slab, so memory stays small on a large target.
+    """
+    maps = [to_image(np.asarray(one, np.float32), grid) for one in probabilities]
+    result = np.zeros(target_grid.size, np.uint8)
+    for start, slab in _slabs(target_grid):
+        values = [to_array(resample(one, slab, outside=0.0)) for one in maps]
+        result[..., start : start + slab.size[2]] = np.argmax(values, axis=0)
+    return to_image(result, target_grid)
+
+
+def _slabs(grid: Grid) -> Iterator[tuple[int, Grid]]:
+    for start in range(0, grid.size[2], _SLAB):
+        yield start, grid.slab(start, min(start + _SLAB, grid.size[2]))
+
+
+# --- the study's grid
+
+_BODY_HU, _BODY_SUV = -500.0, 0.3
+_IN_PLANE = ndimage.generate_binary_structure(3, 2) * np.array([0, 1, 0])  # neighbours within a slice only
+_COARSE_MM = 4.0
+_THICK_VOXELS = 7  # side of the square that must fit into the body: couch, headrest and tubes do not hold it
+_HEAD_AREA_MM2 = 8000.0  # more than a raised arm, less than a head
+_SKULLCAP_MM = 30.0  # from the first slice of that area up to the vertex, with a little air
+
+
+def study_grid(
+    pet: sitk.Image, ct: sitk.Image | None, spacing_mm: float, crop_shape: tuple[int, int], axial_mm: float
+) -> Grid:
+    """The grid of the study: isotropic voxels along the LPS axes, whatever the PET's own orientation.
+
+    In plane `crop_shape` voxels centred on the centre of the PET's field, axially the whole field (paper, Methods:
+    2.5 mm, central 128 x 128 crop). A field longer than `axial_mm` is cut to the head and neck, from the vertex (see
+    `head_top_mm`) down `axial_mm` (choice; the paper says only "variable axial crop").
+    """
+    low, high = Grid.of(pet).box_mm()
+    bottom, top = float(low[2]), float(high[2])
+    if top - bottom > axial_mm:
+        top = head_top_mm(pet, ct)
+        bottom = max(bottom, top - axial_mm)
+    slices = max(1, int((top - bottom) / spacing_mm + 1e-6))
+    size = (*crop_shape, slices)
+    centre = np.array([*(low + high)[:2] / 2, top - slices * spacing_mm / 2])
+    origin = centre - (np.array(size) - 1) / 2 * spacing_mm
+    return Grid(size, (spacing_mm,) * 3, tuple(origin.tolist()))
+
+
+def head_top_mm(pet: sitk.Image, ct: sitk.Image | None) -> float:
+    """Upper end (LPS z, mm) of the head, at most that of the PET's field, found on the CT or, without one, on the PET.
+
+    The highest slice with a connected body section (above -500 HU, or SUV 0.3) of 80 cm2, and 30 mm more for the
+    skullcap: raised arms have smaller sections; an opening by a 28 mm square removes couch and headrest. Where
+    nothing is found the field's end is taken (choice).
+    """
+    field_top = float(Grid.of(pet).box_mm()[1][2])
+    image, threshold = (pet, _BODY_SUV) if ct is None else (ct, _BODY_HU)
+    grid = _coarse_grid(Grid.of(image))
+    body = to_array(resample(image, grid, outside=threshold - 1)) > threshold
+    square = (_THICK_VOXELS, _THICK_VOXELS, 1)
+    solid = ndimage.maximum_filter(ndimage.minimum_filter(body, square), square)
+    sections, n = ndimage.label(solid, structure=_IN_PLANE)
+    large = np.flatnonzero(np.bincount(sections.ravel(), minlength=n + 1)[1:] * _COARSE_MM**2 >= _HEAD_AREA_MM2) + 1
+    slices = np.flatnonzero(np.isin(sections, large).any((0, 1)))
+    heights = grid.origin_mm[2] + slices * _COARSE_MM
+    heights = heights[heights < field_top]
+    return min(field_top, float(heights[-1]) + _SKULLCAP_MM) if heights.size else field_top
+
+
+def _coarse_grid(grid: Grid) -> Grid:
+    """A grid along the LPS axes over the whole field, `_COARSE_MM` apart."""
+    low, high = grid.box_mm()
+    size = np.maximum(1, ((high - low) / _COARSE_MM).astype(int))
+    origin = (low + high) / 2 - (size - 1) / 2 * _COARSE_MM
+    return Grid(tuple(size.tolist()), (_COARSE_MM,) * 3, tuple(origin.tolist()))

@@ -1,0 +1,222 @@
+import json
+import shutil
+from collections import namedtuple
+
+import pandas as pd
+import pytest
+import yaml
+
+from mtvlib import flow
+from mtvlib.cohort import assign_folds, read_cohort, relative_paths
+from mtvlib.errors import InputError, WorkError
+from mtvlib.params import Params, read
+from mtvlib.prepare import prepare_cohort
+from mtvlib.study import Study
+from tests.conftest import tiny_row, write_table
+
+VALUES = {"name": "x", "cohort": "cohort.csv", "spacing_mm": 4.0, "crop_shape": [16, 16], "patch_shape": [16, 16, 16]}
+JOBS = (
+    "job         count\n--------  -------\nall             1\ncohort          1\nevaluation      1\ntotal           3\n"
+)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with the parameters and the cohort of a study of two folds, and no Snakemake."""
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path / "cohort.csv", [tiny_row(tmp_path, f"P{i}", seed=i) for i in range(4)])
+    (tmp_path / "x.yml").write_text(yaml.safe_dump(VALUES | {"folds": 2, "threads": 1}))
+    monkeypatch.setattr(flow, "_snakemake", lambda *_: None)
+    return tmp_path
+
+
+def run(**options):
+    return flow.run_study("x.yml", show=print, **options)
+
+
+# --- before any work
+
+
+def test_parameters_lie_resolved_in_the_studys_folder(here):
+    study = run(device="cpu")
+    assert read(study.folder / "params.yml") == read("x.yml").model_copy(update={"device": "cpu"})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, r"x\.yml: parameters: unknown parameter 'epoch', did you mean 'epochs'"),
+        ({"cohort": "none.csv"}, r"none\.csv: there is no such cohort"),
+        ({"folds": 5}, "5 folds need 5 persons in the main cohort, 4 can be used.*lower `folds`"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_folder_is_made(here, values, message):
+    (here / "x.yml").write_text(yaml.safe_dump(VALUES | {"folds": 2} | values))
+    with pytest.raises(InputError, match=message):
+        run()
+    assert not (here / "studies").exists()
+
+
+def test_a_missing_image_is_said_with_row_patient_and_file(here):
+    (here / "images" / "P2_ct.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"patient P2, file images/P2_ct\.nii\.gz: row 4: `ct` does not exist"):
+        run()
+    assert not (here / "studies").exists()
+
+
+def test_a_folder_that_is_something_else_is_left_alone(here):
+    (here / "studies" / "x").mkdir(parents=True)
+    (here / "studies" / "x" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match=r"studies/x: exists and is not a study.*change `name`"):
+        run()
+    assert [path.name for path in (here / "studies" / "x").iterdir()] == ["thesis.txt"]
+
+
+def test_an_unknown_profile_names_the_known_ones(here):
+    with pytest.raises(InputError, match=r"no such profile \(found: cloud\).*local"):
+        run(profile="cloud")
+    assert not (here / "studies").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said(here):
+    (here / "studies").write_text("a file in the place of the folder")
+    with pytest.raises(InputError, match="studies/x: the study's folder cannot be written: Not a directory"):
+        run()
+
+
+def test_half_a_params_yml_is_written_anew(here):
+    path = here / "studies" / "x" / "params.yml"
+    path.parent.mkdir(parents=True)
+    path.write_text("name: x\ncohort: [")
+    with pytest.raises(InputError, match=r"params\.yml: is not YAML"):
+        Study.open(path.parent)
+    assert Study.open(run().folder).params.folds == 2
+
+
+def test_only_one_run_holds_the_folder(tmp_path):
+    with flow.only_run(tmp_path), pytest.raises(InputError, match="another run is at work"), flow.only_run(tmp_path):
+        pass
+    with flow.only_run(tmp_path):
+        pass
+
+
+# --- what was deleted from the study's folder
+
+
+@pytest.fixture
+def prepared(here):
+    study, params = run(), read("x.yml")
+    cohort = assign_folds(read_cohort("cohort.csv", params), params)
+    study.write_cohort(relative_paths(cohort, here))
+    prepare_cohort(study, cohort, say=lambda line: None)
+    for index, patients in (("folds/0/predicted.csv", ["P0", "P1"]), ("predictions/external.csv", [])):
+        (study.folder / index).parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame({"patient": patients, "sha256": "?"}).to_csv(study.folder / index, index=False)
+    for patient in ("P0", "P1"):
+        study.prediction_path(patient).touch()
+    return study
+
+
+def indices(study):
+    return {path.name for path in (study.volumes / "prepared.csv", *study.folder.rglob("*/*d.csv")) if path.exists()}
+
+
+def test_nothing_is_forgotten_of_a_whole_study(prepared):
+    run()
+    assert indices(prepared) == {"prepared.csv", "predicted.csv"}
+    assert (prepared.predictions / "external.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["pet.nii", "reference.nii", "prepared.json"])
+def test_a_deleted_volume_is_prepared_again_and_the_others_are_kept(prepared, name):
+    (prepared.volumes / "P1" / name).unlink()
+    kept = (prepared.volumes / "P2" / "pet.nii").stat().st_mtime_ns
+    run()
+    assert indices(prepared) == {"predicted.csv"}
+    prepare_cohort(prepared, assign_folds(read_cohort("cohort.csv"), prepared.params), say=lambda line: None)
+    assert (prepared.volumes / "P1" / name).exists()
+    assert (prepared.volumes / "P2" / "pet.nii").stat().st_mtime_ns == kept
+
+
+def test_a_deleted_prediction_is_predicted_again(prepared):
+    prepared.prediction_path("P1").unlink()
+    run()
+    assert indices(prepared) == {"prepared.csv"}
+
+
+# --- what a run shows
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """Function that appends text to a step's log and returns the lines shown for it."""
+    (tmp_path / "snakemake.log").write_text(JOBS)
+    (tmp_path / "evaluation.log").write_text("started\nfinished in 9 s\n")  # of an earlier run
+    shown = []
+    watcher = flow.Watcher(tmp_path, {tmp_path / "evaluation.log": 24}, shown.append)
+
+    def append(step, text, mode="a"):
+        with open(tmp_path / f"{step}.log", mode) as log:
+            log.write(text)
+        watcher.look()
+        lines, shown[:] = list(shown), []
+        return lines
+
+    return append
+
+
+def test_steps_are_numbered_in_the_order_of_their_beginning(watched):
+    assert watched("1_cohort", "started\n") == ["step 1 of 2  1_cohort: started"]
+    assert watched("evaluation", "started\n", mode="w") == ["step 2 of 2  evaluation: started"]
+    assert watched("1_cohort", "finished in 3 s\n") == ["step 1 of 2  1_cohort: finished in 3 s"]
+
+
+def test_a_line_is_shown_once_it_is_whole_and_only_once(watched):
+    watched("1_cohort", "started\n")
+    assert watched("1_cohort", "patient 1 of 9 pre") == []
+    assert watched("1_cohort", "pared\n") == ["step 1 of 2  1_cohort: patient 1 of 9 prepared"]
+    assert watched("1_cohort", "") == []
+
+
+def test_a_log_that_was_emptied_is_read_from_its_beginning(watched):
+    assert watched("evaluation", "", mode="w") == []
+    assert watched("evaluation", "started\n") == ["step 1 of 2  evaluation: started"]
+
+
+def test_what_libraries_print_is_not_shown(watched):
+    text = "a warning: x\nstarted\nUserWarning: y\nepoch 1 of 3\n"
+    assert [line.rpartition(": ")[2] for line in watched("2_train_fold_0", text)] == ["started", "epoch 1 of 3"]
+
+
+# --- what a failed run says
+
+
+@pytest.fixture
+def failed(tmp_path):
+    study = Study(Params(name="x", studies=str(tmp_path)))
+    study.logs.mkdir(parents=True)
+    (study.logs / "snakemake.log").write_text("".join(f"line {i}\n" for i in range(30)))
+    return study
+
+
+@pytest.mark.parametrize(("code", "kind"), [(1, WorkError), (2, InputError)])
+def test_the_steps_own_error_is_the_runs(failed, code, kind):
+    text = json.dumps({"message": "patient P1: is damaged.", "exit_code": code})
+    (failed.logs / "1_cohort.error.json").write_text(text)
+    error = flow._failure(failed, failed.logs / "snakemake.log")
+    assert type(error) is kind
+    assert str(error).startswith("patient P1: is damaged. Remedy: mend the cause and run the same command")
+
+
+def test_without_one_the_end_of_snakemakes_log_is_shown(failed):
+    error = flow._failure(failed, failed.logs / "snakemake.log")
+    assert str(error).endswith("line 28 | line 29.")
+    assert "line 17 |" not in str(error)
+
+
+def test_a_full_disk_is_the_cause_when_nobody_could_write_it_down(failed, monkeypatch):
+    usage = namedtuple("usage", "total used free")(10**9, 10**9, 4096)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    error = flow._failure(failed, failed.logs / "snakemake.log")
+    assert str(error).startswith(f"file {failed.folder}: the disk is full (found: 0.0 MB free)")
+    assert error.exit_code == 1

@@ -1,0 +1,131 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mtvlib import inference
+from mtvlib.errors import InputError
+from mtvlib.network import build
+from mtvlib.params import Params
+from mtvlib.training import Epoch, Training, make_optimizer, network_config
+
+PARAMS = Params(
+    crop_shape=(16, 16),
+    patch_shape=(16, 16, 16),
+    patch_stride=4,
+    filters=[4, 4, 8],
+    units_per_level=1,
+    attention_heads=2,
+)
+
+
+def trained(seed=1, params=PARAMS):
+    network = build(network_config(params), seed)
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    return Training(network, make_optimizer(network, params), None, [Epoch(1, 1.0, 0.5, 1.0)], 1, weights)
+
+
+def saved(folder, seed=1, params=PARAMS):
+    inference.save_model(trained(seed, params), folder, params, 0, {"train": 3, "validation": 1, "test": 1})
+    return folder
+
+
+def probabilities(networks, inputs):
+    return inference.predict_probabilities(networks, inputs, 16, 4)
+
+
+@pytest.fixture
+def inputs():
+    return np.random.default_rng(0).random((2, 16, 16, 27), dtype=np.float32)
+
+
+def test_a_saved_model_predicts_the_same(tmp_path, inputs):
+    model = inference.load_model(saved(tmp_path))
+    np.testing.assert_array_equal(
+        probabilities([model.network], inputs), probabilities([trained().network.eval()], inputs)
+    )
+
+
+def test_probabilities_sum_to_one_over_a_volume_of_any_length(inputs):
+    network = build(network_config(PARAMS), 1).eval()
+    for length in (3, 16, 27):
+        result = probabilities([network], inputs[..., :length])
+        assert result.shape == (3, 16, 16, length)
+        np.testing.assert_allclose(result.sum(0), 1, rtol=1e-5)
+
+
+def test_agrees_with_monais_sliding_window(inputs):
+    """Same network, windows and weights; MONAI adds the windows in another order, hence the tolerance."""
+    inferers = pytest.importorskip("monai.inferers")
+    network = build(network_config(PARAMS), 1).eval()
+    inputs = inputs[..., :24]  # 16 + 2 x 4: no ragged last window, which MONAI would place elsewhere
+    theirs = inferers.sliding_window_inference(
+        torch.from_numpy(inputs)[None],
+        (16, 16, 16),
+        1,
+        lambda x: torch.softmax(network(x), 1),
+        overlap=0.75,
+        mode="gaussian",
+        sigma_scale=1 / (2 * np.sqrt(2 * np.log(2))),
+    )
+    with torch.no_grad():
+        np.testing.assert_allclose(probabilities([network], inputs), theirs[0].detach().numpy(), atol=1e-5)
+
+
+def test_the_ensemble_is_the_mean_of_the_models_maps(inputs):
+    networks = [build(network_config(PARAMS), seed).eval() for seed in (1, 2, 3)]
+    each = [probabilities([network], inputs) for network in networks]
+    np.testing.assert_allclose(probabilities(networks, inputs), np.mean(each, axis=0), atol=1e-6)
+
+
+def test_labels_are_the_most_probable_class_and_ties_go_to_the_lower():
+    maps = np.array([[0.2, 0.4, 0.5], [0.3, 0.4, 0.2], [0.5, 0.2, 0.3]]).reshape(3, 3, 1, 1)
+    assert inference.predict_labels(maps).flatten().tolist() == [2, 0, 0]
+
+
+def test_a_model_says_what_it_is(tmp_path):
+    saved(tmp_path)
+    about = json.loads((tmp_path / "model.json").read_text())
+    assert about["classes"] == {"0": "background", "1": "primary", "2": "nodes"}
+    assert about["architecture"]["filters"] == [4, 4, 8]
+    assert about["preprocessing"]["spacing_mm"] == 2.5
+    assert about["training"]["patients"] == {"train": 3, "validation": 1, "test": 1}
+
+
+def test_changed_weights_are_refused(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "weights.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="sha256 differs"):
+        inference.load_model(tmp_path)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "model.json"
+    about = json.loads(path.read_text())
+    about["architecture"]["filters"] = [4, 8, 8]
+    path.write_text(json.dumps(about))
+    with pytest.raises(InputError, match="do not fit the architecture"):
+        inference.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "no model here"), ("{", "not the description"), ('{"format": "other"}', "another version")],
+)
+def test_a_folder_that_is_no_model_is_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "model.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        inference.load_model(tmp_path)
+
+
+def test_models_of_other_preprocessing_are_refused(tmp_path):
+    model = inference.load_model(saved(tmp_path))
+    inference.check_preprocessing([model], PARAMS)
+    with pytest.raises(InputError, match=r"trained with spacing_mm 2\.5, the study has 3\.0"):
+        inference.check_preprocessing([model], PARAMS.model_copy(update={"spacing_mm": 3.0}))

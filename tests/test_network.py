@@ -1,0 +1,112 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtvlib.network import Network, NetworkConfig, SelfAttention, build, count_parameters
+
+SMALL = NetworkConfig(patch_shape=(32, 32, 16), filters=(4, 8, 8, 16, 16), units_per_level=1, attention_heads=4)
+
+
+def on_paper(config):
+    with torch.device("meta"):  # shapes alone, no memory
+        return Network(config)
+
+
+@pytest.mark.parametrize(
+    ("filters", "tokens"), [((16, 32, 64, 128), 1024), ((16, 32, 64, 128, 256), 128), ((16,) * 6, 16)]
+)
+def test_tokens_follow_from_poolings(filters, tokens):
+    """16 x 16 x 4, 8 x 8 x 2 and 4 x 4 x 1 voxels are left of 128 x 128 x 32 after three, four and five halvings."""
+    assert NetworkConfig(filters=filters).tokens == tokens
+
+
+@pytest.mark.parametrize(("attention", "parameters"), [(True, 10_122_979), (False, 9_826_531)])
+def test_parameters_are_as_documented(attention, parameters):
+    assert count_parameters(on_paper(NetworkConfig(attention=attention))) == parameters
+
+
+def test_attention_adds_its_own_parameters_only():
+    """Positions 128 x 256, layer norm 2 x 256, query/key/value 256 x 768 + 768, projection 256 x 256 + 256."""
+    assert 10_122_979 - 9_826_531 == 128 * 256 + 2 * 256 + (256 * 768 + 768) + (256 * 256 + 256)
+
+
+def test_operations_are_as_documented():
+    with FlopCounterMode(display=False) as counter:
+        on_paper(NetworkConfig())(torch.zeros(1, 2, 128, 128, 32, device="meta"))
+    assert counter.get_total_flops() == pytest.approx(8.21e10, rel=1e-3)
+
+
+def test_output_has_a_logit_for_each_class_and_voxel():
+    assert build(SMALL, seed=1)(torch.rand(2, 2, 32, 32, 16)).shape == (2, 3, 32, 32, 16)
+
+
+def test_each_token_attends_to_all_tokens():
+    attention = SelfAttention(width=16, heads=4, tokens=2 * 2 * 1)
+    weights = attention.weights(torch.randn(3, 16, 2, 2, 1))
+    assert weights.shape == (3, 4, 4, 4)
+    assert (weights > 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 4, 4))
+
+
+def test_attention_is_its_equation():
+    """x + W softmax(q k' / sqrt(d)) v, written out head by head and token by token."""
+    torch.manual_seed(0)
+    attention = SelfAttention(width=6, heads=2, tokens=4)
+    x = torch.randn(1, 6, 2, 2, 1)
+    tokens = x.flatten(2).transpose(1, 2)[0]
+    q, k, v = attention.query_key_value(attention.norm(tokens) + attention.positions).chunk(3, dim=-1)
+    mixed = torch.zeros(4, 6)
+    for head in (slice(0, 3), slice(3, 6)):
+        for token in range(4):
+            score = torch.stack([q[token, head] @ k[other, head] for other in range(4)]) / 3**0.5
+            mixed[token, head] = torch.softmax(score, 0) @ v[:, head]
+    expected = x + attention.projection(mixed).T.reshape(1, 6, 2, 2, 1)
+    torch.testing.assert_close(attention(x), expected)
+
+
+def test_a_far_voxel_matters_only_with_attention():
+    """Beyond the reach of the convolutions, one corner of the patch can change the other only through attention.
+
+    Instance normalisation spreads statistics over the patch, so it is replaced by the identity here.
+    """
+    reach = {}
+    for attention in (True, False):
+        config = NetworkConfig(
+            patch_shape=(128, 16, 16), filters=(2, 2, 4), units_per_level=1, attention=attention, attention_heads=2
+        )
+        network = build(config, seed=3)
+        network.norm = torch.nn.Identity()
+        for unit in network.modules():
+            for name in ("norm1", "norm2"):
+                if hasattr(unit, name):
+                    setattr(unit, name, torch.nn.Identity())
+        x = torch.rand(1, 2, 128, 16, 16, requires_grad=True)
+        network(x)[0, :, 0, 0, 0].sum().backward()
+        reach[attention] = float(x.grad[0, :, -8:].abs().max())
+    assert reach[False] == 0
+    assert reach[True] > 0
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_every_parameter_gets_a_finite_gradient(attention):
+    network = build(NetworkConfig(**{**SMALL.to_dict(), "attention": attention}), seed=1)
+    network(torch.rand(2, 2, 32, 32, 16)).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_same_seed_same_output_and_untouched_global_state():
+    x = torch.rand(1, 2, 32, 32, 16)
+    state = torch.get_rng_state()
+    first, again, other = build(SMALL, seed=7), build(SMALL, seed=7), build(SMALL, seed=8)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first(x), again(x))
+    assert not torch.equal(first(x), other(x))
+
+
+def test_config_survives_json():
+    assert (
+        NetworkConfig.from_dict({k: list(v) if isinstance(v, tuple) else v for k, v in SMALL.to_dict().items()})
+        == SMALL
+    )

@@ -1,0 +1,102 @@
+"""What every notebook promises to its readers, to papermill and to git."""
+
+import ast
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from mtvlib.params import Params
+from mtvlib.steps import notebook_of, step_names
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+SOURCE = re.compile(r"#.+; (Paper|choice|MXNet)")
+LONGEST_CELL = 30
+
+every_notebook = pytest.mark.parametrize("name", NAMES)
+
+
+def read(name):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def code(notebook):
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def parameters(notebook):
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    return cell.source
+
+
+def assigned(source):
+    return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(source).body}
+
+
+def own_parameters(notebook):
+    """Keywords of `Study.from_notebook(globals(), fold=0)`: parameters that only this notebook has."""
+    for node in ast.walk(ast.parse("\n".join(code(notebook)))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Study.from_notebook":
+            return {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+    raise AssertionError("no Study.from_notebook")
+
+
+def test_there_is_one_for_every_step():
+    assert {notebook_of(step)[0] for step in step_names(5)} - {"evaluation", "manifest"} == set(NAMES)
+
+
+@every_notebook
+def test_the_format_is_valid_and_ids_are_unique(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+
+
+@every_notebook
+def test_it_opens_with_its_title_and_then_its_parameters(name):
+    title, first, *_ = read(name).cells
+    assert title.source.startswith("# ")
+    assert first.metadata.tags == ["parameters"]
+
+
+@every_notebook
+def test_parameters_are_those_of_the_study_with_the_papers_values(name):
+    notebook = read(name)
+    defaults = Params().model_dump(mode="json") | own_parameters(notebook)
+    values = assigned(parameters(notebook))
+    assert {"name", "studies", *own_parameters(notebook)} <= set(values)
+    assert {key: value for key, value in values.items() if defaults.get(key, "unknown") != value} == {}
+
+
+@every_notebook
+def test_every_parameter_tells_what_it_is_and_where_it_comes_from(name):
+    source = parameters(read(name))
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+    lines = {line.lineno: line.targets[0].id for line in ast.parse(source).body}
+    assert [key for number, key in lines.items() if not SOURCE.match(comments.get(number, ""))] == []
+
+
+@every_notebook
+def test_it_holds_no_outputs_and_nothing_of_a_machine(name):
+    notebook = read(name)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert (cell.outputs, cell.execution_count) == ([], None)
+    assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec.name == "python3"  # the kernel of whatever environment runs it
+    assert not re.search(r"/(home|Users|root|work|mnt)/", nbformat.writes(notebook))
+
+
+@every_notebook
+def test_cells_are_short_and_logic_lies_in_the_library(name):
+    notebook = read(name)
+    assert [cell.id for cell in notebook.cells if len(cell.source.splitlines()) > LONGEST_CELL] == []
+    tree = ast.parse("\n".join(code(notebook)))
+    imported = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert [ast.unparse(node) for node in imported if "mtvlib" not in ast.unparse(node)] == []

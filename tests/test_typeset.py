@@ -1,0 +1,65 @@
+"""One table, two settings: what a page and what typst receive."""
+
+import pytest
+
+from mtvlib.typeset import Cell, Table, great_table, typst
+
+
+@pytest.fixture
+def table():
+    table = Table({"dsc": "DSC", "tpr": "TPR_{LN}\n(%)"})
+    table.add("Main", "Ours", {"dsc": Cell("0.9", "0.8–1.0"), "tpr": Cell("–", reason="no lesion")})
+    table.add("Main", "Theirs", {"dsc": Cell("0.7")}, cited=True)
+    table.add("External", "Ours", {"tpr": Cell("–", reason="no lesion")})
+    table.notes.append("A note.")
+    return table
+
+
+def test_footnotes_share_the_mark_of_one_reason(table):
+    assert table.footnotes() == {"no lesion": "a"}
+    table.add("External", "Theirs", {"dsc": Cell("–", reason="nobody")})
+    assert table.footnotes() == {"no lesion": "a", "nobody": "b"}
+
+
+def test_page_holds_heads_values_intervals_and_small_print(table):
+    page = great_table(table, "tbl-x").as_raw_html()
+    assert "TPR<sub>LN</sub><br>(%)" in page
+    assert "0.8–1.0" in page
+    assert page.count("Not estimable: no lesion.") == 1
+    assert "A note." in page
+    assert 'id="tbl-x"' in page
+
+
+def test_page_is_the_same_every_time(table):
+    assert great_table(table, "tbl-x").as_raw_html() == great_table(table, "tbl-x").as_raw_html()
+
+
+def test_typst_holds_the_same(table):
+    text = typst(table)
+    assert '[*#"TPR"#sub[#"LN"] #linebreak() #"(%)"*]' in text
+    assert text.count('colspan: 3)[*#"Main"*]') == 1  # one heading for both rows
+    assert text.count("#super[a]") == 3  # two cells and the note
+    assert '#"Not estimable: no lesion."' in text
+    assert '_#"Theirs"_' in text
+
+
+@pytest.mark.parametrize("text", ['say "x" \\ #let', "*bold* _it_ $m$ <b> @ref [x] `c`", "50 % – 3 < 4"])
+def test_typst_leaves_no_character_a_meaning(text):
+    table = Table({"x": "X"})
+    table.add("", "n", {"x": Cell(text)})
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    assert f'[#"{escaped}"]' in typst(table)
+
+
+def test_page_escapes_what_users_wrote():
+    table = Table({"x": "X"})
+    table.add("", "n", {"x": Cell("<script>alert(1)</script>")})
+    assert "<script>" not in great_table(table, "tbl-x").as_raw_html()
+
+
+def test_names_of_users_are_escaped_too():
+    table = Table({"x": "X"})
+    table.add("<b>site</b>", "<i>name</i>", {"x": Cell("1")})
+    table.notes.append("<u>note</u>")
+    page = great_table(table, "tbl-x").as_raw_html()
+    assert not any(tag in page for tag in ("<b>site", "<i>name", "<u>note"))
