@@ -8,13 +8,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from mtvlib.errors import MtvError, WorkError
+from mtvlib.errors import InputError, MtvError, WorkError
 
 Device = Literal["auto", "cpu", "cuda"]
 INTERRUPTED = 130  # typer's exit code after Ctrl-C
@@ -73,6 +81,57 @@ def phantom(
 
 
 @imports.command()
+def dicom(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of DICOM files, however they are sorted")],
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the cohort, new or to go on with.")] = None,  # noqa: UP045
+    table: Annotated[Optional[Path], typer.Option(help="Outcomes and staging: .csv or .xlsx, a row a patient.")] = None,  # noqa: UP045
+    roi_names: Annotated[Optional[Path], typer.Option(help="Your table of the regions' names, YAML.")] = None,  # noqa: UP045
+    key: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Key of the pseudonyms; by default OUT.key, beside OUT. Keep it: the cohort does not hold it."
+        ),
+    ] = None,
+    site: Annotated[str, typer.Option(help="Site of patients for whom the table has none.")] = "unknown",
+    external: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="SITE", help="Site of the external cohort; may be given several times."),
+    ] = None,
+    keep_ids: Annotated[bool, typer.Option(help="Keep PatientID as the name: for de-identified collections.")] = False,
+    jobs: Annotated[Optional[int], typer.Option(min=1, help="Patients at once; the processor's cores.")] = None,  # noqa: UP045
+    list_regions: Annotated[bool, typer.Option(help="Only print the regions' names and what they count as.")] = False,
+) -> None:
+    """PET, CT and regions (RTSTRUCT, SEG) of every patient in a folder: SUV, HU and labels under pseudonyms."""
+    from mtvlib.dicom_import import LOG, import_dicom, regions_in
+
+    if list_regions:
+        for name, category, n in regions_in(source, roi_names):
+            print(f"{category:10} {n:6}  {name}")
+        return
+    if out is None:
+        raise InputError("there is no folder for the cohort", remedy="give --out DIR.")
+    with _stages() as progress:
+        found = import_dicom(
+            source,
+            out,
+            table=table,
+            roi_names=roi_names,
+            key=key,
+            site=site,
+            external=external or (),
+            keep_ids=keep_ids,
+            jobs=jobs,
+            progress=progress,
+        )
+    print(f"{found.patients} patients imported, {found.left_out} left out, {found.skipped} of them done before")
+    if found.dropped_columns:
+        print(f"Columns of the table that were not taken over: {', '.join(found.dropped_columns)}")
+    if found.rows_without_images:
+        print(f"Rows of the table without images: {found.rows_without_images}")
+    print(f"Cohort: {found.cohort}\nWhat was left out, and why: {found.cohort.with_name(LOG)}")
+
+
+@imports.command()
 def sts(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder that holds STS_001/ and so on")],
     out: Annotated[Path, typer.Option(help="Folder of the new cohort.")],
@@ -81,6 +140,36 @@ def sts(
     from mtvlib.layouts import import_sts
 
     print(f"Cohort: {import_sts(source, out)}")
+
+
+@imports.command()
+def hecktor(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of one edition: 2021, 2022, 2025 or 2026")],
+    out: Annotated[Path, typer.Option(help="Folder of the new cohort.")],
+    external: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="SITE", help="Site of the external cohort, such as MDA; may be given several times."),
+    ] = None,
+) -> None:
+    """Training or test cases of the HECKTOR challenge: primary tumours and, but for 2021, nodes; relapse, not death."""
+    from mtvlib.layouts import LOG, import_hecktor
+
+    with _bar("patients") as progress:
+        cohort = import_hecktor(source, out, external=external or (), progress=progress)
+    print(f"Cohort: {cohort}\nWhat was left out, and why: {cohort.with_name(LOG)}")
+
+
+@imports.command()
+def nnunet(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder that holds dataset.json, imagesTr/, labelsTr/")],
+    out: Annotated[Path, typer.Option(help="Folder of the new cohort.")],
+) -> None:
+    """Raw dataset of nnU-Net with a PET channel; its test cases become the external cohort."""
+    from mtvlib.layouts import LOG, import_nnunet
+
+    with _bar("patients") as progress:
+        cohort = import_nnunet(source, out, progress=progress)
+    print(f"Cohort: {cohort}\nWhat was left out, and why: {cohort.with_name(LOG)}")
 
 
 @app.command()
@@ -154,21 +243,46 @@ def report(
 @app.command()
 def predict(
     models: Annotated[Path, typer.Option(help="Folder of models: a study's folds/, or one model")],
-    pet: Annotated[Path, typer.Option(help="PET in SUV, NIfTI")],
-    out: Annotated[Path, typer.Option(help="Folder for label maps, lesion table and record")],
-    ct: Annotated[Optional[Path], typer.Option(help="CT in HU, NIfTI; models of PET alone need none")] = None,  # noqa: UP045
+    pet: Annotated[
+        list[Path], typer.Option(help="PET in SUV as NIfTI, or a folder of DICOM; repeat for more patients")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the results; of several patients, one folder each in it")],
+    ct: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="CT in HU as NIfTI, or its folder if that is not the PET's; in the order of the PETs"),
+    ] = None,
+    to: Annotated[str, typer.Option(help="Forms of the labels: nifti, seg, rtstruct, with commas between")] = "nifti",
     device: Annotated[Device, typer.Option(help="Where the networks run.")] = "auto",
 ) -> None:
-    """Delineate a new patient: label maps on the PET's and the CT's own grid, lesion table, JSON record."""
-    from mtvlib.predict import predict_patient
+    """Delineate new patients: label maps on the PET's and the CT's own grid, lesion table, preview, JSON record."""
+    from mtvlib.predict import patients_of, predict_many, predict_patient
 
-    with _bar("delineating"):
-        record = predict_patient(models, pet, ct, out, device=device)
+    forms = [form.strip() for form in to.split(",")]
+    patients = patients_of(pet, ct or [])
+    if len(patients) == 1:
+        with _bar("delineating"):
+            record = predict_patient(models, pet[0], ct[0] if ct else None, out, device=device, to=forms)
+        _print_record(record)
+        print(f"Written to {out}")
+        return
+    with _bar("delineating") as progress:
+        results = predict_many(models, patients, out, device=device, to=forms, progress=progress)
+    failed = {name: result for name, result in results.items() if isinstance(result, MtvError)}
+    for name, result in results.items():
+        print(f"{name}:")
+        if isinstance(result, MtvError):
+            print(f"mtv: {name}: {result}", file=sys.stderr)
+        else:
+            _print_record(result)
+    print(f"{len(results) - len(failed)} of {len(results)} patients delineated, written to {out}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _print_record(record: dict[str, Any]) -> None:
     for warning in record["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     for name, volume_ml in record["mtv_ml"].items():
         print(f"{name:8} {volume_ml:8.1f} ml")
-    print(f"Written to {out}")
 
 
 @app.command()
@@ -184,11 +298,24 @@ def info() -> None:
 @contextmanager
 def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on the error stream, silent when that is no terminal; yields `progress(done, total)`."""
+    with _stages() as progress:
+        yield lambda done, total: progress(label, done, total)
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress over work in stages, one bar after the other; yields `progress(stage, done, total)`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console, silent = Console(stderr=True), not sys.stderr.isatty()
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=silent, transient=True) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        tasks: dict[str, TaskID] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=None)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield progress
 
 
 class Lines:

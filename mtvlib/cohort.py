@@ -24,7 +24,7 @@ import pandas as pd
 import SimpleITK as sitk
 
 from mtvlib.errors import InputError
-from mtvlib.files import sha256
+from mtvlib.leakage import KINDS, ImagePrint, Kind, SameImage, image_print, same_images, shared_collections
 from mtvlib.params import Params
 from mtvlib.volume import Grid, around_labels, read_labels, read_scan, to_array
 
@@ -35,7 +35,7 @@ EXCLUDED = "excluded"
 _BINARY = ("survival_eligible", "death")
 _NUMBERS = (*_BINARY, "followup_months", "age")
 _OPTIONAL = ("reference", "exclusion", *_NUMBERS, "sex", "tumour_site", "stage", "hpv", "person")
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _check_columns(columns: list[str]) -> Iterator[Finding]:
 def _check_names(table: pd.DataFrame) -> Iterator[Finding]:
     first: dict[str, int] = {}
     for row, name in table["patient"].items():
-        if not _SAFE_NAME.fullmatch(name):
+        if not SAFE_NAME.fullmatch(name):
             message = "the patient's name cannot be a file name"
             yield _at(table, row, "unsafe_name", message, "use letters, digits, '-', '_' and '.', 64 at most.", name)
         # Some file systems do not tell P1 from p1.
@@ -362,30 +362,72 @@ def check_cohort(
     bad = {finding.row for finding in findings if finding.code in ("missing_file", "path_form", *_FORBIDDEN)}
     rows = [(row, values) for row, values in _used(table).iterrows() if row not in bad]
     # Reading and unpacking release Python's lock; more threads would hold more images in memory.
+    prints: dict[int, Prints] = {}
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for done, found in enumerate(pool.map(_check_row, rows), start=1):
+        for done, (row, found, own) in enumerate(pool.map(_check_row, rows), start=1):
             findings += found
+            prints[row] = own
             progress(done, len(rows))
-    findings += _check_duplicates(rows)
+    findings += [*_check_duplicates(table, prints), *_check_collections(table)]
     return sorted(findings, key=lambda finding: finding.row or 0)
 
 
 _FORBIDDEN = ("absolute_path", "path_outside")
 
 
-def _check_row(row: tuple[int, pd.Series]) -> list[Finding]:
+Prints = dict[Kind, ImagePrint]  # of a row's PET and CT, as far as they could be read
+
+
+def _check_row(row: tuple[int, pd.Series]) -> tuple[int, list[Finding], Prints]:
+    """The row's findings, and what its images are known by: made here, so that nothing is read twice."""
     number, values = row
-    return [replace(finding, row=number) for finding in open_images(values)[1]]
+    images, findings = open_images(values)
+    present = images.present() if images else {}
+    prints = {kind: image_print(present[kind], kind) for kind in KINDS if kind in present}
+    return number, [replace(finding, row=number) for finding in findings], prints
 
 
-def _check_duplicates(rows: Iterable[tuple[int, pd.Series]]) -> Iterator[Finding]:
-    first: dict[str, tuple[int, str]] = {}
-    for number, values in rows:
-        row, file = first.setdefault(sha256(values["pet"]), (number, values["pet"]))
-        if file != values["pet"]:
-            message = f"the same PET, bit for bit, as row {row}"
-            remedy = "remove one of the rows; the same scan must not be in two folds."
-            yield Finding("error", "duplicate_image", message, remedy, number, values["patient"], values["pet"])
+def _check_duplicates(table: pd.DataFrame, prints: Mapping[int, Prints]) -> Iterator[Finding]:
+    """One image in two rows: always an error of the PET; of the CT unless the rows are scans of one person."""
+    told: set[int] = set()
+    for name in KINDS:
+        rows = [row for row in prints if name in prints[row]]
+        for pair in same_images([prints[row][name] for row in rows]):
+            earlier, row = rows[pair.first], rows[pair.second]
+            same_person = table.at[earlier, "person"] == table.at[row, "person"]
+            # The same path is told of already; two PETs of one person may share a CT.
+            known = table.at[earlier, name] == table.at[row, name] and name == "pet"
+            if row not in told and not known and not (name == "ct" and same_person):
+                told.add(row)
+                yield _duplicate(table, name, earlier, row, pair)
+
+
+def _duplicate(table: pd.DataFrame, name: str, earlier: int, row: int, pair: SameImage) -> Finding:
+    exact = "bit for bit" if pair.shift_mm is None else "stored in another way (crop, voxels or scale)"
+    message = f"the same {TITLES[name]}, {exact}, as row {earlier}"
+    if table.at[earlier, "cohort"] != table.at[row, "cohort"]:
+        message += " of the other cohort: external testing would not be external"
+    remedy = "remove one of the rows; the same scan must not be in two folds."
+    if name == "ct":
+        remedy = "give each patient the own CT; if both rows are of one human, give them the same `person`."
+    return Finding(
+        "error", "duplicate_image", message, remedy, row, table.at[row, "patient"], table.at[row, name], str(pair)
+    )
+
+
+def _check_collections(table: pd.DataFrame) -> Iterator[Finding]:
+    """Collections that are known to share patients under other names, unless `person` says who is who."""
+    used = _used(table)
+    columns = [name for name in ("site", "collection", "patient") if name in used]
+    names = {row: [str(values[name]) for name in columns] for row, values in used.iterrows()}
+    for shared in shared_collections(names):
+        named = [all(used.at[row, "person"] != used.at[row, "patient"] for row in rows) for rows in shared.rows]
+        if not any(named):
+            (a, b), (first, second) = shared.overlap.names, shared.rows
+            message = f"{a} and {b} are both in the cohort and share patients: {shared.overlap.why}"
+            remedy = f"fill `person` with the same value for the same human, at least in all rows of {b}."
+            value = f"{len(first)} rows of {a} and {len(second)} of {b}, such as rows {first[0]} and {second[0]}"
+            yield Finding("warning", "overlapping_collections", message, remedy, value=value)
 
 
 def open_images(row: Mapping[str, Any] | pd.Series, *, with_ct: bool = True) -> tuple[Images | None, list[Finding]]:

@@ -37,5 +37,13 @@ class InputError(MtvError, ValueError):
     exit_code = 2
 
 
+class Refusal(InputError):  # noqa: N818
+    """Input that was understood and turned down; `code` names the reason in a way that programs and logs can count."""
+
+    def __init__(self, code: str, problem: str, **where: Any) -> None:
+        super().__init__(problem, **where)
+        self.code = code
+
+
 class WorkError(MtvError, RuntimeError):
     """The input was sound, but the work could not be finished (full disk, divergence, a failed step)."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import resource
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,54 +15,169 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 import torch
+from pydicom import Dataset
 
 import mtvlib
 from mtvlib import lesions
 from mtvlib.classes import LESION_CLASSES
-from mtvlib.cohort import Images, check_images, stop_on_errors
-from mtvlib.errors import InputError
-from mtvlib.files import sha256, write_json, write_text
+from mtvlib.cohort import TITLES, Images, check_images, stop_on_errors
+from mtvlib.dicom import ct_series, instances, pet_series, quiet, read_ct, read_pet
+from mtvlib.dicom_export import write_rtstruct, write_seg
+from mtvlib.errors import InputError, MtvError
+from mtvlib.files import atomic_path, sha256, write_json, write_text
 from mtvlib.inference import MODEL_FILE, PREPROCESSING, Model, load_model, predict_labels, predict_probabilities
 from mtvlib.params import FOLDS, Params, from_dict
-from mtvlib.prepare import prepare_images
+from mtvlib.prepare import AIR_HU, prepare_images
 from mtvlib.training import choose_device
-from mtvlib.volume import Grid, probabilities_to_labels, read_scan, to_array, to_image, write_image
+from mtvlib.viewer import ViewCase, preview
+from mtvlib.volume import Grid, probabilities_to_labels, read_scan, resample, to_array, to_image, write_image
 
-OUTPUTS = ("record.json", "lesions.csv", "labels_pet.nii.gz", "labels_ct.nii.gz")
+FORMS = ("nifti", "seg", "rtstruct")
 LESION_COLUMNS = (
     *("target", "lesion", "volume_ml", "suv_max", "suv_mean", "suv_peak", "tlg", "touches_border"),
     *("centre_x_mm", "centre_y_mm", "centre_z_mm"),
 )
 CUT = "a lesion reaches the edge of the field that was analysed, so its volume may be too small"
+ALGORITHM = "mtvlib: residual 3D U-Net with self-attention"
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A new patient's images as they came: PET in SUV, CT in HU or None, and for DICOM the headers of their series."""
+
+    images: Images
+    sha256: dict[str, str]
+    headers: dict[str, list[Dataset]]  # by image; empty for NIfTI
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Delineation:
+    """Label maps on the images' own grids and on the study's grid, the lesions of the PET's, and what is odd."""
+
+    labels: dict[str, sitk.Image]
+    on_study_grid: ViewCase
+    lesions: pd.DataFrame
+    warnings: list[str]
 
 
 def predict_patient(
-    models: str | Path, pet_file: str | Path, ct_file: str | Path | None, out: str | Path, *, device: str = "auto"
+    models: str | Path | Sequence[Model],
+    pet: str | Path,
+    ct: str | Path | None,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    to: Collection[str] = ("nifti",),
 ) -> dict[str, Any]:
     """Delineate one patient by the mean of the models and write the results into `out`; returns the record.
 
-    Written: `labels_pet.nii.gz` and, with a CT, `labels_ct.nii.gz` (probabilities are interpolated onto each grid
-    before the class is decided, paper, "Network evaluation"; on each, ROIs below `min_roi_ml` are removed),
-    `lesions.csv` of the PET's grid, and last `record.json`; those of an earlier patient are deleted before. PET in SUV,
-    CT in HU, NIfTI. Raises `InputError` for images or models that cannot be used.
+    `pet` and `ct`: NIfTI (SUV, HU), or folders of DICOM; a folder that holds both needs to be named once. Written on
+    the PET's and on the CT's own grid (probabilities are interpolated onto each grid before the class is decided,
+    paper, "Network evaluation"; on each, ROIs below `min_roi_ml` are removed), in the forms named by `to`:
+    `labels_*.nii.gz`, and of DICOM `seg_*.dcm` and `rtstruct_*.dcm`, which carry the patient's own header; then
+    `lesions.csv` of the PET's grid, `preview.png`, and last `record.json`. Those of an earlier patient are deleted
+    before. Raises `InputError` for images or models that cannot be used.
     """
-    began = time.perf_counter()
-    loaded = load_models(models, device)
+    clock = Clock()
+    loaded = load_models(models, device) if isinstance(models, str | Path) else list(models)
     params = from_dict(dict(loaded[0].about["training"]["params"]))
-    files = {"pet": pet_file} | ({"ct": ct_file} if ct_file is not None else {})
-    images, warnings = _open(files, params)
+    patient = open_patient(Path(pet), Path(ct) if ct is not None else None, params)
+    _check_forms(to, patient, Path(pet))
+    clock.lap("read")
+    found = delineate(loaded, patient.images, params, clock)
+    out = Path(out)
+    _clear(out)
+    _write_labels(out, found.labels, patient, to)
+    write_text(out / "lesions.csv", found.lesions.to_csv(index=False))
+    with atomic_path(out / "preview.png") as temporary:
+        temporary.write_bytes(preview(found.on_study_grid))
+    clock.lap("write")
+    record = _record(loaded, patient, params, found) | {"seconds": clock.seconds, "peak_memory_mb": peak_memory_mb()}
+    write_json(out / "record.json", record)
+    return record
+
+
+class Clock:
+    """Seconds of each phase of a patient."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + now - self._last, 2)
+        self._last = now
+
+
+def peak_memory_mb() -> int:
+    """Most memory that this process has held so far, MB."""
+    scale = 1024 if sys.platform == "darwin" else 1  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 * scale)
+
+
+def delineate(models: Sequence[Model], images: Images, params: Params, clock: Clock) -> Delineation:
+    """The mean of the models on a patient's images; raises `InputError` if they cannot be prepared."""
     prepared = prepare_images(images.pet, images.ct, params)
+    clock.lap("resample")
     probabilities = predict_probabilities(
-        [model.network for model in loaded], prepared.inputs, params.patch_shape[2], params.patch_stride
+        [model.network for model in models], prepared.inputs, params.patch_shape[2], params.patch_stride
     )
+    clock.lap("network")
     grids = {name: Grid.of(image) for name, image in images.present().items()}
     labels = {name: labels_on(probabilities, prepared.grid, grid, params) for name, grid in grids.items()}
+    inside = _without_small_rois(predict_labels(probabilities), prepared.grid, params)
     table = lesion_table(labels["pet"], images.pet, params)
-    warnings += [CUT] if table["touches_border"].any() or _is_cut(probabilities, prepared.grid, params) else []
-    record = _record(loaded, files, params, table, warnings)
-    record["seconds"] = round(time.perf_counter() - began, 1)
-    _write(Path(out), labels, table, record)
-    return record
+    cut = bool(table["touches_border"].any()) or _touches_border(inside, prepared.grid)
+    ct = None if images.ct is None else to_array(resample(images.ct, prepared.grid, outside=AIR_HU))
+    case = ViewCase("", prepared.suv, np.zeros_like(inside), inside, prepared.grid.spacing_mm, ct)
+    clock.lap("resample")
+    return Delineation(labels, case, table, [CUT] if cut else [])
+
+
+def patients_of(pets: Sequence[Path], cts: Sequence[Path]) -> list[tuple[str, Path, Path | None]]:
+    """(name, PET, CT) of several patients; the name is that of the PET's file or folder.
+
+    Raises `InputError` unless there is one CT a PET, or none at all.
+    """
+    if cts and len(cts) != len(pets):
+        value = f"{len(pets)} PET, {len(cts)} CT"
+        raise InputError("each PET needs its CT", value=value, remedy="give --ct as often as --pet, in the same order.")
+    names = [pet.name.split(".nii")[0] if pet.is_file() else pet.resolve().name for pet in pets]
+    own: Sequence[Path | None] = cts or [None] * len(pets)
+    return list(zip(names, pets, own, strict=True))
+
+
+def predict_many(
+    models: str | Path,
+    patients: Sequence[tuple[str, Path, Path | None]],
+    out: Path,
+    *,
+    device: str = "auto",
+    to: Collection[str] = ("nifti",),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, dict[str, Any] | MtvError]:
+    """Delineate (name, PET, CT) one after the other into `out`/<name>; the records, or the error of each that failed.
+
+    A patient that cannot be used does not stop the others. Raises `InputError` for models that cannot be used and for
+    two patients of one name.
+    """
+    names = [name for name, _, _ in patients]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(
+            "patients have the same name", value=", ".join(twice), remedy="name their folders differently."
+        )
+    loaded = load_models(models, device)
+    results: dict[str, dict[str, Any] | MtvError] = {}
+    for done, (name, pet, ct) in enumerate(patients, start=1):
+        try:
+            results[name] = predict_patient(loaded, pet, ct, out / name, to=to)
+        except MtvError as error:
+            results[name] = error
+        progress(done, len(patients))
+    return results
 
 
 def find_models(folder: str | Path) -> list[Path]:
@@ -90,19 +208,56 @@ def load_models(folder: str | Path, device: str = "cpu") -> list[Model]:
     return models
 
 
-def _open(files: dict[str, str | Path], params: Params) -> tuple[Images, list[str]]:
+def open_patient(pet: Path, ct: Path | None, params: Params) -> Patient:
     """The images and the warnings of their checks; a CT that the models do not take only lends its grid."""
-    if "ct" in params.channels and "ct" not in files:
+    opened = _open_dicom(pet, ct, params) if pet.is_dir() else _open_nifti(pet, ct, params)
+    findings = check_images(opened.images)
+    places = {"pet": pet, "ct": ct or pet}
+    stop_on_errors(replace(finding, file=str(places[str(finding.file)])) for finding in findings)
+    return replace(opened, warnings=[*opened.warnings, *(finding.message for finding in findings)])
+
+
+def _open_nifti(pet: Path, ct: Path | None, params: Params) -> Patient:
+    if ct is None and "ct" in params.channels:
         raise InputError("these models need a CT beside the PET", remedy="give --ct, or use models of PET alone.")
-    for path in files.values():
-        if Path(path).is_dir():
-            remedy = "convert the series to NIfTI first (PET in SUV, CT in HU)."
-            raise InputError("is a folder, but must be a NIfTI file", file=path, remedy=remedy)
+    if ct is not None and ct.is_dir():
+        remedy = "give both as folders of DICOM or both as NIfTI files."
+        raise InputError("is a folder, but the PET is a file", file=ct, remedy=remedy)
+    files = {"pet": pet} | ({"ct": ct} if ct is not None else {})
     opened = {name: read_scan(path) for name, path in files.items()}
     images = Images(opened["pet"], opened.get("ct"), None)
-    findings = [replace(finding, file=str(files[str(finding.file)])) for finding in check_images(images)]
-    stop_on_errors(findings)
-    return images, [finding.message for finding in findings]
+    return Patient(images, {name: sha256(path) for name, path in files.items()}, {}, [])
+
+
+def _open_dicom(pet: Path, ct: Path | None, params: Params) -> Patient:
+    """The PET of a folder; the CT of `ct`, or where the models need one and none is named, of the PET's folder."""
+    quiet()
+    series = {"pet": pet_series(pet)}
+    if ct is not None and not ct.is_dir():
+        remedy = "give both as folders of DICOM or both as NIfTI files."
+        raise InputError("is a file, but the PET is a folder", file=ct, remedy=remedy)
+    if ct is not None or "ct" in params.channels:
+        series["ct"] = ct_series(ct or pet, str(series["pet"].header.get("FrameOfReferenceUID", "")))
+    read = {name: read_pet(one) if name == "pet" else read_ct(one) for name, one in series.items()}
+    images = Images(read["pet"].image, read["ct"].image if "ct" in read else None, None)
+    warnings = [f"the {TITLES[name]}: {flag.message}" for name, one in read.items() for flag in one.flags]
+    hashes = {name: _hash_of_files({slice.path for slice in one.slices}) for name, one in series.items()}
+    return Patient(images, hashes, {name: instances(one) for name, one in series.items()}, warnings)
+
+
+def _hash_of_files(paths: Iterable[Path]) -> str:
+    """Hash of a series: of its files' hashes, whatever their names and order."""
+    return hashlib.sha256("".join(sorted(sha256(path) for path in paths)).encode()).hexdigest()
+
+
+def _check_forms(to: Collection[str], patient: Patient, pet: Path) -> None:
+    unknown = sorted(set(to) - set(FORMS))
+    if unknown or not to:
+        remedy = f"use {', '.join(FORMS)}, separated by commas."
+        raise InputError("unknown form of the result", value=", ".join(unknown) or "none", remedy=remedy)
+    if not patient.headers and set(to) != {"nifti"}:
+        remedy = "give the DICOM folders of PET and CT."
+        raise InputError("SEG and RTSTRUCT refer to DICOM images, but these are NIfTI", file=pet, remedy=remedy)
 
 
 def labels_on(probabilities: np.ndarray, grid: Grid, target: Grid, params: Params) -> sitk.Image:
@@ -128,32 +283,42 @@ def lesion_table(labels: sitk.Image, pet: sitk.Image, params: Params) -> pd.Data
     return pd.DataFrame(found, columns=list(LESION_COLUMNS))
 
 
-def _is_cut(probabilities: np.ndarray, grid: Grid, params: Params) -> bool:
+def _touches_border(labels: np.ndarray, grid: Grid) -> bool:
     """Whether a lesion reaches the edge of the study's grid, beyond which nothing was looked at."""
-    labels = _without_small_rois(predict_labels(probabilities), grid, params)
     return any(lesion["touches_border"] for lesion in lesions.describe(labels, None, grid.spacing_mm))
 
 
-def _record(
-    models: Sequence[Model], files: dict[str, str | Path], params: Params, table: pd.DataFrame, warnings: list[str]
-) -> dict[str, Any]:
+def _record(models: Sequence[Model], patient: Patient, params: Params, found: Delineation) -> dict[str, Any]:
+    table = found.lesions
     volumes = {name: float(table.loc[table["target"] == name, "volume_ml"].sum()) for name in LESION_CLASSES}
     return {
         "mtvlib": mtvlib.__version__,
         "torch": torch.__version__,
         "models": [model.about["sha256"] | {"fold": model.about["training"]["fold"]} for model in models],
-        "inputs": {name: {"sha256": sha256(path)} for name, path in files.items()},
+        "inputs": {name: {"sha256": digest} for name, digest in patient.sha256.items()},
         "min_roi_ml": params.min_roi_ml,
         "mtv_ml": volumes | {"all": sum(volumes.values())},
         "lesions": len(table),
-        "warnings": warnings,
+        "warnings": [*patient.warnings, *found.warnings],
     }
 
 
-def _write(out: Path, labels: dict[str, sitk.Image], table: pd.DataFrame, record: dict[str, Any]) -> None:
-    for name in OUTPUTS:  # nothing of another patient stays beside the new record
+def _clear(out: Path) -> None:
+    """Nothing of another patient stays beside the new record."""
+    for name in ("record.json", "lesions.csv", "preview.png"):
         (out / name).unlink(missing_ok=True)
+    for image in ("pet", "ct"):
+        for name in (f"labels_{image}.nii.gz", f"seg_{image}.dcm", f"rtstruct_{image}.dcm"):
+            (out / name).unlink(missing_ok=True)
+
+
+def _write_labels(out: Path, labels: dict[str, sitk.Image], patient: Patient, to: Collection[str]) -> None:
+    version = mtvlib.__version__
     for name, image in labels.items():
-        write_image(image, out / f"labels_{name}.nii.gz")
-    write_text(out / "lesions.csv", table.to_csv(index=False))
-    write_json(out / "record.json", record)
+        if "nifti" in to:
+            write_image(image, out / f"labels_{name}.nii.gz")
+        if "seg" in to:
+            write_seg(image, patient.headers[name], out / f"seg_{name}.dcm", algorithm=ALGORITHM, version=version)
+        if "rtstruct" in to:
+            path = out / f"rtstruct_{name}.dcm"
+            write_rtstruct(image, patient.headers[name], path, algorithm=ALGORITHM, version=version)

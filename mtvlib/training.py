@@ -267,8 +267,6 @@ def train_fold(
         if (folder / STATE_FILE).exists():
             resume(training, folder / STATE_FILE, params, fold, basis, say)
         if training.history:
-            report(training)  # what it wrote may be gone, though the training is finished
-        if training.history:
             report(training)  # Snakemake deletes history.csv of a step that it does again
         while not is_finished(training, params):
             run_epoch(training, pool, check, params, fold, [patient for patient, _, _ in train])

@@ -319,6 +319,38 @@ def plate(case: ViewCase, panel_px: int = 480) -> bytes:
     return _png(sheet)
 
 
+def preview(case: ViewCase, panel_px: int = 480) -> bytes:
+    """A delineation at a glance as PNG: the coronal MIP of the PET, and CT and PET of a slice through each lesion."""
+    case = cropped(case)
+    front = _mip(case, panel_px)
+    columns = [_pictures(case, z, panel_px, sources=("cnn",)) for z in plate_slices(case)]
+    gap, height = panel_px // 40, columns[0][0].height
+    rows = max(len(column) for column in columns)
+    size = (len(columns) * (panel_px + gap) + front.width, max(front.height, rows * (height + gap) - gap))
+    sheet = Image.new("RGB", size, "white")
+    sheet.paste(front, (0, 0))
+    for number, column in enumerate(columns):
+        for row, picture in enumerate(column):
+            sheet.paste(picture, (front.width + gap + number * (panel_px + gap), row * (height + gap)))
+    return _png(sheet)
+
+
+def _mip(case: ViewCase, width_px: int) -> Image.Image:
+    """Coronal maximum intensity projection of the PET, the CNN's lesions outlined; the head is up."""
+    (nx, _, nz), (dx, _, dz) = case.prediction.shape, case.spacing_mm
+    shades = grey(case.pet.max(axis=1)[:, ::-1], (0.0, suv_limit(case)), inverted=True)
+    size = (width_px, round(width_px * nz * dz / (nx * dx)))
+    picture = Image.fromarray(shades).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    for target, value in LESION_CLASSES.items():
+        for polygon in outline((case.prediction == value).any(axis=1)[:, ::-1]):
+            corners = [(x * size[0] / nx, y * size[1] / nz) for x, y in [*polygon, polygon[0]]]
+            draw.line(corners, "#333333", round(width_px / 110), joint="curve")
+            draw.line(corners, COLOURS["man", target], round(width_px / 200), joint="curve")
+    _write_orientation(draw, size, f"PET, MIP, SUV 0 to {suv_limit(case):g}")
+    return picture
+
+
 def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")

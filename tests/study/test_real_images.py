@@ -23,7 +23,10 @@ TINY = {
     "patch_shape": [32, 32, 16],
     "filters": [4, 8, 8],
     "folds": 2,
-    "epochs": 3,
+    "optimizer": "adamw",
+    "learning_rate": 0.01,
+    "flip": True,
+    "epochs": 10,
     "steps_per_epoch": 20,
     "bootstrap_resamples": 200,
 }
@@ -92,7 +95,7 @@ def test_the_absent_class_is_null_with_a_reason(study):
     assert block["lesions"]["nodes"]["tpr"] is None
     assert block["lesions"]["nodes"]["tpr_reason"] == "no lesion in the reference"
     assert block["classification"]["tpr_nodes"] is None
-    assert block["delineation"]["primary"]["cohort_dsc"] is not None
+    assert block["delineation"]["primary"]["cohort_dsc"] > 0.3  # of about 0.65: real lesions are found
 
 
 def test_survival_without_outcomes_is_null_with_a_reason(study):

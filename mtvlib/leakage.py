@@ -1,0 +1,259 @@
+"""The same image under two names, however it was stored, and collections that are known to share patients.
+
+An image is known by its *marks*: the local maxima of the smoothed image, each with the pattern of values round it as
+ratios to its own value. Noise and anatomy make such patterns unlike in any two scans, while they hardly depend on how a
+scan was stored. So these are found as the same image, in any combination: another file, compression, voxel type or
+rounding; other order or sense of the stored axes; another origin; SUV and Bq/ml, or a wrong scale; another crop, as
+long as about 14 cm in each direction are in common; another sampling up to voxels of 5 mm.
+
+Not found: a scan of the same person at another time (only the column `person` can tell); an image with a wrong spacing,
+or mirrored or turned without its header saying so; images that share less than `_MARKS_NEEDED` marks, unless all their
+voxels are the same; a heavily smoothed copy. Two reconstructions of one acquisition may or may not be found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+
+from mtvlib.volume import Grid, to_array
+
+Kind = Literal["pet", "ct"]
+KINDS: tuple[Kind, ...] = ("pet", "ct")
+_AIR: dict[Kind, float] = {"pet": 0.0, "ct": -1000.0}  # ratios are of values above this
+_MOST: dict[Kind, float] = {"pet": np.inf, "ct": 500.0}  # metal and contrast medium must not outshine bone
+_SMOOTHING_MM = 4.0  # standard deviation: so wide that voxel sizes up to 5 mm make little difference
+_SHRUNK_MM = 4.0  # fine voxels are averaged up to about this size, for speed
+_APART_MM = 7.0  # marks are maxima among all voxels so near, along each axis
+_FAINT = 0.05  # share of the image's 99th percentile below which maxima are noise of the air
+_RADII_MM = (7.0, 14.0)
+_MARGIN_MM = 14.0  # towards the field's end, where a crop changes the pattern
+_SAME_PATTERN = 0.3  # largest distance of two patterns; 24 ratios, unlike marks are more than 1 apart as a rule
+_NEAR_PATTERN = 0.2  # among all images only patterns so near are looked for, which takes a third of the time
+_HITS = 2  # of these, before two images are compared mark by mark
+_SAME_PLACE_MM = 4.0
+_MARKS_NEEDED = 4
+_SHARE_NEEDED = 0.5  # of the marks within the common field; a couch or a mask of the same kind gives far less
+
+
+def _icosahedron() -> np.ndarray:
+    """Unit vectors (12, 3) to its corners: evenly spread directions."""
+    golden = (1 + np.sqrt(5)) / 2
+    corner = [(0.0, a, b * golden) for a in (1, -1) for b in (1, -1)]
+    corners = np.array([np.roll(one, turn) for one in corner for turn in range(3)])
+    return corners / np.hypot(1, golden)
+
+
+_AROUND_MM = np.concatenate([radius * _icosahedron() for radius in _RADII_MM])
+
+
+@dataclass(frozen=True)
+class ImagePrint:
+    """What an image is known by; some 10 kB for a head and neck, 50 kB for a whole body."""
+
+    digest: bytes  # of all voxels in the order of the patient's axes
+    low_mm: np.ndarray  # (3,) of the field
+    high_mm: np.ndarray
+    marks_mm: np.ndarray  # (n, 3) LPS
+    patterns: np.ndarray  # (n, 24): values round each mark in units of the mark's own
+
+    def marks_within(self, low_mm: np.ndarray, high_mm: np.ndarray) -> int:
+        """Number of marks in a box that are far enough from its faces to be marks there too."""
+        inside = (self.marks_mm > low_mm + _MARGIN_MM) & (self.marks_mm < high_mm - _MARGIN_MM)
+        return int(inside.all(axis=1).sum())
+
+
+@dataclass(frozen=True)
+class SameImage:
+    """Two images, by number, that are one; `shift_mm` leads from the first's coordinates to the second's."""
+
+    first: int
+    second: int
+    shift_mm: tuple[float, float, float] | None  # None: all voxels are the same
+    marks: int = 0  # in common
+    of: int = 0  # marks that the poorer image has in the common field
+
+    def __str__(self) -> str:
+        if self.shift_mm is None:
+            return "every voxel is the same"
+        moved = ", ".join(f"{side:.0f}" for side in self.shift_mm)
+        return f"{self.marks} of {self.of} marks agree, moved by ({moved}) mm"
+
+
+# --- one image
+
+
+def image_print(image: sitk.Image, kind: Kind) -> ImagePrint:
+    """The print of a PET (any unit) or of a CT in HU."""
+    low, high = Grid.of(image).box_mm()
+    smooth = _smoothed(image, kind)
+    values, grid = to_array(smooth), Grid.of(smooth)
+    indices = _peaks(values, grid)
+    marks, patterns = _patterns(values, grid, indices) if len(indices) else (np.zeros((0, 3)), np.zeros((0, 24)))
+    return ImagePrint(_digest(image), low, high, marks.astype(np.float32), patterns.astype(np.float32))
+
+
+def _digest(image: sitk.Image) -> bytes:
+    """Hash of the voxels along the patient's axes; slice by slice, so that no second copy is in memory."""
+    grid, digest = Grid.of(image), hashlib.blake2b(digest_size=16)
+    orientation = nib.io_orientation(nib.affines.from_matvec(grid.matrix, grid.origin_mm))
+    array = nib.apply_orientation(sitk.GetArrayViewFromImage(image).T, orientation)
+    digest.update(repr(array.shape).encode())
+    for z in range(array.shape[2]):
+        digest.update(array[:, :, z].astype(np.float32).tobytes())
+    return digest.digest()
+
+
+def _smoothed(image: sitk.Image, kind: Kind) -> sitk.Image:
+    """Values above air, averaged over fine voxels and blurred, along the image's own axes: so none is interpolated."""
+    spacing, size = np.array(image.GetSpacing()), image.GetSize()
+    factors = [int(min(max(_SHRUNK_MM / side, 1), n)) for side, n in zip(spacing + 1e-3, size, strict=True)]
+    small = sitk.Cast(sitk.BinShrink(image, factors), sitk.sitkFloat32)
+    most = min(_MOST[kind] - _AIR[kind], float(np.finfo(np.float32).max))
+    above = sitk.Clamp(small - _AIR[kind], sitk.sitkFloat32, 0.0, most)
+    return sitk.SmoothingRecursiveGaussian(above, _SMOOTHING_MM) if min(above.GetSize()) >= 4 else above
+
+
+def _peaks(values: np.ndarray, grid: Grid) -> np.ndarray:
+    """Indices (n, 3) of the local maxima that are no noise of the air and lie away from the field's end."""
+    spacing = np.array(grid.spacing_mm)
+    highest = ndimage.maximum_filter(values, tuple(2 * np.rint(_APART_MM / spacing).astype(int) + 1), mode="nearest")
+    faint = _FAINT * float(np.percentile(values[::2, ::2, ::2], 99))
+    indices = np.argwhere((values == highest) & (values > max(faint, 1e-6)))
+    margin = np.ceil(_MARGIN_MM / spacing)
+    return indices[np.all((indices >= margin) & (indices <= np.array(grid.size) - 1 - margin), axis=1)]
+
+
+def _patterns(values: np.ndarray, grid: Grid, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Marks (n, 3), mm, and their patterns (n, 24), at the maxima of the parabolas through each peak."""
+    coefficients = ndimage.spline_filter(values, output=np.float32)
+    marks = grid.to_mm(indices + _to_top(values, indices))
+
+    def at(points: np.ndarray) -> np.ndarray:
+        places = grid.to_indices(points.reshape(-1, 3)).T
+        sampled = ndimage.map_coordinates(coefficients, places, order=3, prefilter=False, mode="nearest")
+        return sampled.reshape(points.shape[:-1])
+
+    patterns = at(marks[:, None] + _AROUND_MM) / at(marks)[:, None]
+    clear = patterns.mean(axis=1) < 0.95  # flat maxima move with the noise of rounding
+    return marks[clear], patterns[clear]
+
+
+def _to_top(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """From each peak's voxel to the top of a parabola through its neighbours, in voxels, axis by axis."""
+    steps = np.zeros(indices.shape)
+    for axis, one in enumerate(np.eye(3, dtype=int)):
+        before, here, after = (values[tuple((indices + k * one).T)] for k in (-1, 0, 1))
+        bend = before - 2 * here + after
+        steps[:, axis] = np.where(bend < 0, (before - after) / (2 * np.minimum(bend, -1e-12)), 0)
+    return np.clip(steps, -0.5, 0.5)
+
+
+# --- many images
+
+
+def same_images(prints: Sequence[ImagePrint]) -> list[SameImage]:
+    """All pairs of images that are one, sorted; of images that are the same voxel by voxel, each with the first.
+
+    The time grows in proportion to the number of images but for the search in a tree of all their marks.
+    """
+    first: dict[bytes, int] = {}
+    found = [
+        SameImage(first[one.digest], number, None)
+        for number, one in enumerate(prints)
+        if first.setdefault(one.digest, number) != number
+    ]
+    found += _alike(prints, sorted(first.values()))
+    return sorted(found, key=lambda pair: (pair.second, pair.first))
+
+
+def _alike(prints: Sequence[ImagePrint], numbers: Sequence[int]) -> Iterator[SameImage]:
+    """Pairs among these images that share marks."""
+    owner = np.repeat(numbers, [len(prints[number].marks_mm) for number in numbers])
+    if not len(owner):
+        return
+    tree = cKDTree(np.concatenate([prints[number].patterns for number in numbers]))
+    for second in numbers:
+        near = tree.query_ball_point(prints[second].patterns, _NEAR_PATTERN) if len(prints[second].patterns) else []
+        others = owner[[mark for marks in near for mark in marks]] if len(near) else owner[:0]
+        candidates, hits = np.unique(others[others < second], return_counts=True)
+        for first in candidates[hits >= _HITS].tolist():
+            pair = _compared(prints, first, second)
+            if pair:
+                yield pair
+
+
+def _compared(prints: Sequence[ImagePrint], first: int, second: int) -> SameImage | None:
+    """The pair, if one shift brings most of the marks of the common field onto each other."""
+    a, b = prints[first], prints[second]
+    marks_a, marks_b = np.nonzero(cdist(a.patterns, b.patterns) < _SAME_PATTERN)
+    shifts = b.marks_mm[marks_b] - a.marks_mm[marks_a]
+    agree = cdist(shifts, shifts) < _SAME_PLACE_MM
+    best = agree[agree.sum(axis=1).argmax()]
+    shift, marks = shifts[best].mean(axis=0), len(np.unique(marks_a[best]))
+    of = min(a.marks_within(b.low_mm - shift, b.high_mm - shift), b.marks_within(a.low_mm + shift, a.high_mm + shift))
+    if marks < _MARKS_NEEDED or marks < _SHARE_NEEDED * of:
+        return None
+    return SameImage(first, second, tuple(shift.tolist()), marks, max(marks, of))
+
+
+# --- collections
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Two public collections that share patients under other names; patterns of their sites' and patients' names."""
+
+    names: tuple[str, str]
+    patterns: tuple[str, str]
+    why: str
+
+
+# HECKTOR's centres and MD Anderson: https://hecktor.grand-challenge.org and TCIA, by names and clinical tables.
+OVERLAPS = (
+    Overlap(
+        ("Head-Neck-PET-CT", "HECKTOR"),
+        (r"head.?neck.?pet.?ct|^HN-(CHUM|CHUS|HGJ|HMR)(?![a-z])", r"hecktor|^(CHUM|CHUS|HGJ|HMR)(?![a-z])"),
+        "HECKTOR's cases of CHUM, CHUS, HGJ and HMR are patients of Head-Neck-PET-CT",
+    ),
+    Overlap(
+        ("HNSCC", "HECKTOR"),
+        (r"(?<!TCGA-)\bHNSCC(?![a-z])", r"hecktor|^MDA(?![a-z])"),
+        "HECKTOR's cases of MDA and the collection HNSCC are both of MD Anderson and share patients",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A known overlap in a cohort: the rows, by number, of each of the two collections."""
+
+    overlap: Overlap
+    rows: tuple[list[int], list[int]]
+
+
+def shared_collections(names: Mapping[int, Sequence[str]]) -> list[Shared]:
+    """Known overlaps of which both collections occur; `names` by row: of its site, its collection and its patient.
+
+    A row that is of the first collection is not of the second, whatever its site is called.
+    """
+    found = []
+    for overlap in OVERLAPS:
+        first, second = (
+            [row for row, texts in names.items() if any(re.search(pattern, text, re.IGNORECASE) for text in texts)]
+            for pattern in overlap.patterns
+        )
+        second = sorted(set(second) - set(first))
+        if first and second:
+            found.append(Shared(overlap, (first, second)))
+    return found
