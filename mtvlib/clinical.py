@@ -71,7 +71,9 @@ def _tables(path: Path) -> list[pd.DataFrame]:
     try:
         if path.suffix.lower() == ".xlsx":
             return list(pd.read_excel(path, sheet_name=None, dtype=str, na_filter=False, engine="openpyxl").values())
-        return [pd.read_csv(path, dtype=str, na_filter=False, sep=None, engine="python", encoding="utf-8-sig")]
+        with open(path, encoding="utf-8-sig") as file:
+            separator = max(",;\t", key=file.readline().count)  # spreadsheets in many languages write the latter two
+        return [pd.read_csv(path, dtype=str, na_filter=False, sep=separator, encoding="utf-8-sig")]
     except FileNotFoundError:
         raise InputError("there is no such table", file=path, remedy="correct the path.") from None
     except (OSError, ValueError, KeyError, pd.errors.ParserError) as error:

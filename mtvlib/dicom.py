@@ -122,6 +122,8 @@ def read_file(path: Path, *, pixels: bool = False, tags: Sequence[str] = ()) -> 
         return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=list(tags) or None)
     except InvalidDicomError:
         return None
+    except Refusal:
+        raise
     except (OSError, ValueError, KeyError, AttributeError, NotImplementedError, EOFError, zlib.error) as error:
         raise _damaged(path, error) from None
 
@@ -131,17 +133,16 @@ def _check_deflated(path: Path) -> None:
     with open(path, "rb") as file:
         if file.read(132)[128:] != b"DICM":
             return
-        file.seek(0)
-        meta = pydicom.filereader.read_partial(file, stop_when=lambda tag, vr, length: tag.group > 2)  # type: ignore[attr-defined]
-        if meta.file_meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-            return
-        inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    meta = pydicom.filereader.read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with open(path, "rb") as file:
+        file.seek(132 + 12 + int(meta.FileMetaInformationGroupLength))  # preamble, the length's own element, the rest
         while chunk := inflate.unconsumed_tail or file.read(2**20):
             total += len(inflate.decompress(chunk, 2**24))
             if total > _MOST_BYTES:
-                raise Refusal(
-                    "too_large", "inflates to more than an image can hold", file=path, value=f"> {total} bytes"
-                )
+                raise Refusal("too_large", "inflates to more than an image holds", file=path, value=f"> {total} bytes")
 
 
 def _damaged(path: Path, error: Exception) -> Refusal:
@@ -567,10 +568,10 @@ def read_pet(series: Series, clinical: Clinical | None = None) -> Read:
 def check_suv_scale(values: np.ndarray) -> list[Flag]:
     """Flags of an unlikely scale of SUV; `Refusal` (`implausible_suv`) for an impossible one.
 
-    The body is what exceeds a twentieth of nearly the hottest voxel: a threshold that does not know the scale.
+    The body is what exceeds a fiftieth of nearly the hottest voxel: a threshold that does not know the scale.
     """
     most = float(values.max())
-    limit = 0.05 * float(np.percentile(values, 99.5))
+    limit = 0.02 * float(np.percentile(values, 99.5))
     body = float(values[values > limit].mean()) if most > limit else 0.0
     scale = f"maximum {most:.3g}, mean of the body {body:.3g}"
     if not (BODY_SUV[0] <= body <= BODY_SUV[1] and most <= MOST_SUV):

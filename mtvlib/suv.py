@@ -31,10 +31,10 @@ MBQ_BELOW = 1e4  # doses below are in MBq (Manual: peaks at 4e2 and 4e8)
 # Half-lives in s by nuclide, for a header without one: ^18^Fluorine, ^68^Gallium and so on, by code or by name.
 HALF_LIVES_S = {
     "F18": 6586.2,
-    "GA68": 4057.7,
+    "GA68": 4062.6,
     "C11": 1221.8,
     "N13": 597.9,
-    "O15": 122.3,
+    "O15": 122.2,
     "CU64": 45723.6,
     "ZR89": 282276,
 }
