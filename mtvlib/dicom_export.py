@@ -7,8 +7,8 @@ labels of the same series give the same UIDs, so that an object sent twice is on
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
@@ -28,7 +28,7 @@ from mtvlib.classes import NODES, PRIMARY
 from mtvlib.contours import outlines
 from mtvlib.errors import Refusal
 from mtvlib.files import atomic_path
-from mtvlib.lesions import components
+from mtvlib.lesions import bounding_box, components
 from mtvlib.regions import Plane, frame_planes
 from mtvlib.volume import Grid, check_same_grid, same_grid, to_array
 
@@ -231,39 +231,49 @@ def write_seg(
     segments = np.zeros(array.shape, np.uint8)
     for place, number in enumerate(present, 1):
         segments[array == number] = place
-    dataset = hd.seg.Segmentation(
-        source_images=[_complete(header, series.grid) for header in series.headers],
-        pixel_array=np.ascontiguousarray(_frame_order(segments, series)),
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[
-            _segment(place, number, seeds, algorithm, version) for place, number in enumerate(present, 1)
-        ],
-        series_instance_uid=_uid(seeds, "series"),
-        series_number=_series_number(series.header, 0),
-        sop_instance_uid=_uid(seeds, "instance"),
-        instance_number=1,
-        manufacturer=_MANUFACTURER,
-        manufacturer_model_name=algorithm,
-        software_versions=version,
-        device_serial_number=version,
-        content_label="MTV",
-        content_description="Metabolic tumour volume",
-        series_description=f"MTV {algorithm}"[:64],
-    )
+    dataset = _segmentation(segments, present, series, seeds, algorithm, version)
     _settle(dataset, seeds, moment)
     with atomic_path(path) as temporary:
         dataset.save_as(temporary)
     return True
 
 
+def _segmentation(
+    segments: np.ndarray, present: list[int], series: _Series, seeds: list[str], algorithm: str, version: str
+) -> Dataset:
+    with warnings.catch_warnings():
+        # A pseudonym has one part only; highdicom takes that for a mistake.
+        warnings.filterwarnings("ignore", "The string .* is unlikely to represent the intended person name")
+        return hd.seg.Segmentation(
+            source_images=[_complete(header, series.grid) for header in series.headers],
+            pixel_array=np.ascontiguousarray(_frame_order(segments, series)),
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[
+                _segment(place, number, seeds, algorithm, version) for place, number in enumerate(present, 1)
+            ],
+            series_instance_uid=_uid(seeds, "series"),
+            series_number=_series_number(series.header, 0),
+            sop_instance_uid=_uid(seeds, "instance"),
+            instance_number=1,
+            manufacturer=_MANUFACTURER,
+            manufacturer_model_name=algorithm,
+            software_versions=version,
+            device_serial_number=version,
+            content_label="MTV",
+            content_description="Metabolic tumour volume",
+            series_description=f"MTV {algorithm}"[:64],
+        )
+
+
 def _complete(header: Dataset, grid: Grid) -> Dataset:
     """A copy that has, empty, what highdicom wants to copy; anonymised series often lack some of it."""
-    complete = copy(header)
+    complete = Dataset()
+    complete.update(header)
     for name in _REQUIRED:
         if name not in complete:
             setattr(complete, name, "")
-    if "SliceThickness" not in complete and not _is_multiframe(header):
-        complete.SliceThickness = f"{grid.spacing_mm[2]:.6g}"
+    if not complete.get("SliceThickness") and not _is_multiframe(header):
+        complete.add_new("SliceThickness", "DS", f"{grid.spacing_mm[2]:.6g}")  # new: the old element is the caller's
     return complete
 
 
@@ -353,17 +363,23 @@ class _Lesion:
 
 def _lesions(array: np.ndarray) -> Iterator[_Lesion]:
     """The lesions of each class, the largest first (ties: array order), as `lesions.describe` numbers them."""
-    numbers = components(array)
-    sizes = np.bincount(numbers.ravel())
+    whole = bounding_box(array)
+    labels = array[whole]
+    if not labels.size:
+        return
+    numbers = components(labels)
+    sizes = np.bincount(numbers.ravel())[1:]
     boxes = ndimage.find_objects(numbers.astype(np.int32))
-    order = 1 + np.argsort(-sizes[1:], kind="stable")
-    owners = [int(array[boxes[lesion - 1]][numbers[boxes[lesion - 1]] == lesion][0]) for lesion in order]
-    for number, kind in _CLASSES.items():
-        own = [lesion for lesion, owner in zip(order, owners, strict=True) if owner == number]
-        for place, lesion in enumerate(own, 1):
-            box = boxes[lesion - 1]
-            start = np.array([side.start for side in box])
-            yield _Lesion(f"{kind.roi} {place}", kind, numbers[box] == lesion, start)
+    places = dict.fromkeys(_CLASSES, 0)
+    found = []
+    for lesion in (1 + np.argsort(-sizes, kind="stable")).tolist():
+        box = boxes[lesion - 1]
+        mask = numbers[box] == lesion
+        label = int(labels[box][mask][0])
+        places[label] += 1
+        start = np.array([side.start + one.start for side, one in zip(box, whole, strict=True)])
+        found.append((label, _Lesion(f"{_CLASSES[label].roi} {places[label]}", _CLASSES[label], mask, start)))
+    yield from (lesion for _, lesion in sorted(found, key=lambda one: one[0]))
 
 
 def _structure_set(series: _Series, seeds: list[str], algorithm: str, version: str, moment: datetime) -> Dataset:

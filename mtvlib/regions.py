@@ -463,8 +463,12 @@ def _plane_spacing(dataset: Dataset, stack: Stack, grid: Grid) -> float:
 
 
 def _gaps_along(dataset: Dataset, region: Region, normal: np.ndarray) -> list[float]:
-    """Gaps between the planes of a region that has at least four planes."""
-    heights = [points.mean(axis=0) @ normal for points in _contours(dataset, region.number, region.name, [])]
+    """Gaps between the planes of a region that has at least four planes; a damaged one has no say."""
+    try:
+        contours = _contours(dataset, region.number, region.name, [])
+    except Refusal:
+        return []
+    heights = [points.mean(axis=0) @ normal for points in contours]
     gaps = np.diff(np.sort(heights))
     gaps = gaps[gaps > SAME_PLANE_MM]
     return gaps.tolist() if len(gaps) >= 3 else []

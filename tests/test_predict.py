@@ -1,17 +1,24 @@
+import gzip
 import json
+from functools import partial
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from mtvlib import inference, predict
+from mtvlib.dicom import read_ct, read_pet_suv, read_series
 from mtvlib.errors import InputError
 from mtvlib.files import sha256
 from mtvlib.params import Params
 from mtvlib.prepare import prepare_images
+from mtvlib.regions import check_reference, label_map, read_names
 from mtvlib.volume import Grid, read_image, same_grid, to_array, to_image, write_image
+from tests import test_dicom_import
 from tests.conftest import CT_GRID, PET_GRID, tiny_images
 from tests.test_inference import saved
 
@@ -36,10 +43,10 @@ def write_patient(folder, **changes):
     return folder / "pet.nii.gz", folder / "ct.nii.gz"
 
 
-def hot_is_tumour(networks, inputs, depth, stride):
+def hot_is_tumour(networks, inputs, depth, stride, from_slice=8):
     """In place of networks: uptake above SUV 5 is primary below slice 8 and node from there on."""
     hot = inputs[0] > 5 / 25
-    nodes = hot & (np.arange(inputs.shape[-1]) >= 8)
+    nodes = hot & (np.arange(inputs.shape[-1]) >= from_slice)
     return np.stack([~hot, hot & ~nodes, nodes]).astype(np.float32)
 
 
@@ -213,7 +220,8 @@ def test_models_of_pet_alone_need_none_and_take_the_grid_of_one(tmp_path, hot):
     without = predict.predict_patient(model, pet, None, tmp_path / "out")
     assert with_ct["mtv_ml"] == without["mtv_ml"]
     # Nothing of the earlier run lies beside the new record.
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"labels_pet.nii.gz", "lesions.csv", "record.json"}
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"labels_pet.nii.gz", "lesions.csv", "preview.png", "record.json"}
 
 
 def test_a_pet_in_becquerels_is_refused_with_its_file(tmp_path, model):
@@ -228,11 +236,124 @@ def test_a_doubtful_pet_is_a_warning_in_the_record(tmp_path, model):
     assert "no SUV above 1" in predict.predict_patient(model, *files, tmp_path / "out")["warnings"][0]
 
 
-def test_a_folder_in_place_of_an_image_is_said_clearly(tmp_path, model):
-    _, ct = write_patient(tmp_path)
-    (tmp_path / "dicom").mkdir()
-    with pytest.raises(InputError, match=r"dicom: is a folder.*convert the series to NIfTI"):
-        predict.predict_patient(model, tmp_path / "dicom", ct, tmp_path / "out")
+def test_the_record_tells_seconds_by_phase_and_memory(tmp_path, model):
+    record = predict.predict_patient(model, *write_patient(tmp_path), tmp_path / "out")
+    assert set(record["seconds"]) == {"read", "resample", "network", "write"}
+    assert all(seconds >= 0 for seconds in record["seconds"].values())
+    assert 50 < record["peak_memory_mb"] < 20_000
+
+
+def test_the_preview_is_a_picture_of_the_patient_with_the_head_up(tmp_path, model, hot):
+    predict.predict_patient(model, *write_patient(tmp_path), tmp_path / "out")
+    picture = np.asarray(Image.open(tmp_path / "out" / "preview.png").convert("RGB")).astype(int)
+    mip = picture[:, :480]
+    inverted = mip.max(axis=2) < 60  # the hot cubes: black in inverted grey
+    rows = np.flatnonzero(inverted[:, 60:200].sum(axis=1) > 40)  # the patient's right: the primary, slices 3 to 6
+    other = np.flatnonzero(inverted[:, 290:400].sum(axis=1) > 25)  # the left: the node, slices 8 and 9, nearer the head
+    assert other.mean() < rows.mean()
+
+
+# --- DICOM in, DICOM out
+
+
+@pytest.fixture
+def examination(tmp_path):
+    """A folder with PET and CT of one examination as DICOM: a primary of 4 x 4 x 4 voxels and a node of 2 x 2 x 2."""
+    suv = test_dicom_import.suv()
+    suv[11:13, 5:7, 8:10] = 7.0
+    folder = tmp_path / "examination"
+    test_dicom_import.write_series(folder, "PT", "DOE-1", values=suv)
+    test_dicom_import.write_series(folder, "CT", "DOE-1")
+    return folder
+
+
+def test_dicom_gives_what_the_same_images_give_as_nifti(tmp_path, model, hot, examination):
+    pet, ct = (folder for folder in sorted((examination / "DOE-1").iterdir(), reverse=True))
+    record = predict.predict_patient(model, pet, ct, tmp_path / "out")
+    assert predict.predict_patient(model, examination, None, tmp_path / "one")["mtv_ml"] == record["mtv_ml"]
+    images = {"pet": read_pet_suv(pet), "ct": read_ct(read_series(ct.glob("*.dcm"))[0]).image}
+    for name, image in images.items():
+        write_image(image, tmp_path / f"{name}.nii.gz")
+    again = predict.predict_patient(model, tmp_path / "pet.nii.gz", tmp_path / "ct.nii.gz", tmp_path / "nifti")
+    assert again["mtv_ml"] == pytest.approx(record["mtv_ml"])
+    for name in ("pet", "ct"):
+        found, expected = (read_image(tmp_path / place / f"labels_{name}.nii.gz") for place in ("out", "nifti"))
+        assert same_grid(found, expected)
+        np.testing.assert_array_equal(to_array(found), to_array(expected))
+
+
+def test_segmentation_and_structure_set_hold_the_label_map_and_the_patients_own_header(
+    tmp_path, model, monkeypatch, examination
+):
+    monkeypatch.setattr(predict, "predict_probabilities", partial(hot_is_tumour, from_slice=6))
+    predict.predict_patient(model, examination, None, tmp_path / "out", to=("nifti", "seg", "rtstruct"))
+    names = read_names(None)
+    for image in ("pet", "ct"):
+        labels = read_image(tmp_path / "out" / f"labels_{image}.nii.gz")
+        assert set(np.unique(to_array(labels))) == {0, 1, 2}
+        for form in ("seg", "rtstruct"):
+            dataset = pydicom.dcmread(tmp_path / "out" / f"{form}_{image}.dcm")
+            assert (dataset.PatientID, str(dataset.PatientName)) == ("DOE-1", "Müller^Jörg")
+            modality = {"pet": "PT", "ct": "CT"}[image]
+            source = pydicom.dcmread(next((examination / "DOE-1" / f"DOE-1_{modality}").glob("*.dcm")))
+            check_reference(dataset, source.FrameOfReferenceUID, [source.SeriesInstanceUID])
+            found = label_map(dataset, Grid.of(labels), names)
+            np.testing.assert_array_equal(to_array(found.image), to_array(labels))
+
+
+def test_nothing_but_segmentation_and_structure_set_names_the_patient(tmp_path, model, hot, examination, capfd):
+    predict.predict_patient(model, examination, None, tmp_path / "out", to=("nifti", "seg", "rtstruct"))
+    for path in (tmp_path / "out").iterdir():
+        if path.suffix != ".dcm":
+            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            for secret in (b"DOE", "Müller".encode(), b"19500203"):
+                assert secret not in content, path.name
+    assert "Müller" not in "".join(capfd.readouterr())
+
+
+def test_forms_that_need_dicom_are_refused_for_nifti_and_unknown_ones_always(tmp_path, model, examination):
+    with pytest.raises(InputError, match="refer to DICOM images"):
+        predict.predict_patient(model, *write_patient(tmp_path), tmp_path / "out", to=("seg",))
+    with pytest.raises(InputError, match=r"unknown form.*found: dicom.*rtstruct"):
+        predict.predict_patient(model, examination, None, tmp_path / "out", to=("dicom",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_pet_or_ct_says_which(tmp_path, model, examination):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: holds no PET series"):
+        predict.predict_patient(model, tmp_path / "empty", None, tmp_path / "out")
+    with pytest.raises(InputError, match=r"DOE-1_PT: holds no CT series"):
+        predict.predict_patient(model, examination / "DOE-1" / "DOE-1_PT", None, tmp_path / "out")
+
+
+# --- many patients
+
+
+def test_one_bad_patient_does_not_stop_the_rest(tmp_path, model, hot):
+    pet, ct = write_patient(tmp_path)
+    patients = [("a", pet, ct), ("b", tmp_path / "none.nii.gz", ct), ("c", pet, ct)]
+    seen = []
+    results = predict.predict_many(
+        model, patients, tmp_path / "out", progress=lambda done, total: seen.append((done, total))
+    )
+    assert isinstance(results["b"], InputError)
+    assert results["a"]["mtv_ml"] == results["c"]["mtv_ml"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "c"}
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_patients_are_named_by_their_pet_and_need_a_ct_each(tmp_path):
+    pets = [tmp_path / "P1.nii.gz", tmp_path / "P2"]
+    pets[0].touch()
+    assert [name for name, _, _ in predict.patients_of(pets, [])] == ["P1", "P2"]
+    with pytest.raises(InputError, match="2 PET, 1 CT"):
+        predict.patients_of(pets, pets[:1])
+
+
+def test_two_patients_of_one_name_are_refused(tmp_path, model):
+    with pytest.raises(InputError, match="same name"):
+        predict.predict_many(model, [("a", tmp_path, None)] * 2, tmp_path / "out")
 
 
 def test_the_record_comes_last_so_that_a_failure_leaves_none(tmp_path, model, hot, monkeypatch):
