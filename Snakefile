@@ -81,6 +81,7 @@ rule train_fold:
                 *params.FOLDS,
                 *params.TRAINING,
                 *params.STOPPING,
+                *params.SHARING,
             )
         ),
     threads: PARAMS.threads

@@ -35,6 +35,16 @@ WEIGHTS_FILE, MODEL_FILE = "weights.safetensors", "model.json"
 _FORMAT = "mtv-model-1"
 VOXELS_AT_ONCE = 2**17  # a quarter of the paper's window
 
+INTENDED_USE = (
+    "Research: delineation of the metabolic tumour volume of head and neck cancer in FDG PET/CT, and its division into "
+    "primary tumour and lymph node metastases, to be checked by a physician. No medical device, and no basis for the "
+    "care of a patient."
+)
+LIMITS = (
+    "Other tracers, other cancers, other parts of the body, patients after treatment and images that were not prepared "
+    "as `preprocessing` says were not part of the training."
+)
+
 # What turns images into the network's input: a model is of use only with the same values.
 PREPROCESSING = (*IMAGES, *NORMALIZATION, *PATCHES)
 
@@ -45,20 +55,31 @@ class Model:
     about: dict[str, Any]  # model.json
 
 
-def save_model(training: Training, folder: Path, params: Params, fold: int, patients: dict[str, int]) -> None:
-    """Write the best epoch's weights and `model.json`; `patients`: number in train and validation."""
+def save_model(
+    training: Training,
+    folder: Path,
+    params: Params,
+    fold: int,
+    patients: dict[str, int],
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Write the best epoch's weights and `model.json`; `patients`: number in each part, `data`: `Study.origin`."""
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file({name: value.contiguous().cpu() for name, value in training.best_weights.items()}, temporary)
     about = {
         "format": _FORMAT,
         "mtvlib": mtvlib.__version__,
         "torch": torch.__version__,
+        "intended_use": INTENDED_USE,
+        "limits": LIMITS,
+        "licence": params.weights_licence,
         "classes": {str(number): name for number, name in CLASS_NAMES.items()},
         "architecture": training.network.config.to_dict(),
         "preprocessing": params.part(PREPROCESSING),
         "training": {
             "fold": fold,
             "patients": patients,
+            **(data or {}),
             "params": training_params(params),
             "epochs": len(training.history),
             "best_epoch": training.best_epoch,

@@ -36,6 +36,11 @@ class Params(BaseModel):
     studies: str = Field("studies", description="folder that holds the studies' folders; choice")
     seed: int = Field(2023, ge=0, description="seed of folds, weights, sampling and bootstrap; choice")
 
+    weights_licence: str = Field(
+        "not stated: ask those whose patients the network learnt from",
+        description="licence of the trained weights, written into model.json; choice",
+    )
+
     # --- images
     channels: list[Literal["pet", "ct"]] = Field(["pet", "ct"], description="network input; Paper, Methods")
     spacing_mm: PositiveFloat = Field(2.5, description="isotropic voxel side, mm; Paper, Methods")
@@ -170,6 +175,7 @@ TRAINING = (
     "precision",
 )
 STOPPING = ("epochs", "patience")
+SHARING = ("weights_licence",)
 EVALUATION = (
     "min_roi_ml",
     "connectivity",

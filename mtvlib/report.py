@@ -28,6 +28,7 @@ from mtvlib.study import Study
 WHERE_QUARTO = "install it (conda install -c conda-forge quarto, or https://quarto.org/docs/get-started) and try again"
 FACES = {"Lato-Regular", "Lato-Italic", "Lato-Semibold", "Lato-SemiboldItalic", "Lato-Bold", "Lato-BoldItalic"}
 HIDDEN = {"parameters", "injected-parameters"}
+PAGES = ("index", "model", "methods")  # written from templates; the chapters stand between the first and the others
 REFERENCES = "## References {.unnumbered}\n\n::: {#refs}\n:::"
 
 Show = Callable[[str], Any]
@@ -78,7 +79,7 @@ def environment() -> dict[str, str]:
 
 
 def build_book(study: Study, out: Path, to: str = "html") -> Path:
-    """Write the sources of the book (`to` html or typst) into `out`: template, chapters, summary and methods."""
+    """Write the sources of the book (`to` html or typst) into `out`: template, chapters and `PAGES`."""
     shutil.copytree(template_folder(), out, ignore=shutil.ignore_patterns("page.html"))
     chapters = dict(read_chapters(study))
     for name, notebook in chapters.items():
@@ -88,7 +89,7 @@ def build_book(study: Study, out: Path, to: str = "html") -> Path:
         "chapters": [f"{name}.ipynb" for name in chapters],
         "references": REFERENCES if to == "html" else "",  # typst sets them at the end by itself
     }
-    for name in ("_quarto.yml", "index.qmd", "methods.qmd"):
+    for name in ("_quarto.yml", *(f"{page}.qmd" for page in PAGES)):
         write_text(out / name, fill(out / name, known))
     if to == "html":
         _copy_plotly(out)
@@ -151,9 +152,12 @@ def _one_output_a_cell(notebook: dict[str, Any]) -> dict[str, Any]:
 def _write_page(study: Study) -> Path:
     chapters = dict(read_chapters(study))
     known = context(study, list(chapters))
-    texts = {name: fill(template_folder() / f"{name}.qmd", known | {"references": ""}) for name in ("index", "methods")}
+    texts = {name: fill(template_folder() / f"{name}.qmd", known | {"references": ""}) for name in PAGES}
     path = study.folder / "report" / "report.html"
-    page = report_page.write(texts["index"], chapters, texts["methods"], template_folder() / "references.bib")
+    first, *last = PAGES
+    page = report_page.write(
+        {first: texts[first]}, chapters, {name: texts[name] for name in last}, template_folder() / "references.bib"
+    )
     write_text(path, fill(template_folder() / "page.html", known | page))
     return path
 

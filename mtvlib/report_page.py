@@ -28,10 +28,16 @@ MATH = re.compile(r"\$([^$\n]+)\$")
 Notebook = dict[str, Any]
 
 
-def write(index: str, chapters: Mapping[str, Notebook], methods: str, bibliography: Path) -> dict[str, Any]:
-    """What the template page.html takes: `sections`, each with name, number, title and html; `references`; `plotly`."""
-    parts: dict[str, list[Any]] = {"index": [index]} | {name: list(_pieces(book)) for name, book in chapters.items()}
-    parts["methods"] = [methods]
+def write(
+    before: Mapping[str, str], chapters: Mapping[str, Notebook], after: Mapping[str, str], bibliography: Path
+) -> dict[str, Any]:
+    """What the template page.html takes, from the pages before and after the chapters.
+
+    `sections`, each with name, number, title and html; `references`; `plotly`.
+    """
+    parts: dict[str, list[Any]] = {name: [text] for name, text in before.items()}
+    parts |= {name: list(_pieces(book)) for name, book in chapters.items()}
+    parts |= {name: [text] for name, text in after.items()}
     numbers = number_labels(parts)
     entries = read_bibliography(bibliography.read_text(encoding="utf-8"))
     cited = list(dict.fromkeys(key for part in parts.values() for text in part for key in _citations(text)))

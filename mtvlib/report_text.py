@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import mtvlib
+from mtvlib.inference import MODEL_FILE
+from mtvlib.network import Network, count_parameters
 from mtvlib.params import Params
 from mtvlib.study import Study
-from mtvlib.tables import MISSING, ONE_CLASS, count, interval, number, one_class_only
+from mtvlib.tables import MISSING, ONE_CLASS, count, interval, number, one_class_only, thousands
+from mtvlib.training import network_config
 
 PARTITIONS = {"cross_validation": "Cross-validation", "external_testing": "External testing"}
 FEW_PATIENTS = 50
@@ -60,6 +63,9 @@ def context(study: Study, chapters: list[str]) -> dict[str, Any]:
         "contents": [CHAPTERS[name] for name in chapters if name in CHAPTERS],
         "parameters": parameters,
         "different": [row["name"] for row in parameters if row["different"]],
+        "models": models(study),
+        "parameters_count": count_parameters(Network(network_config(study.params))),
+        "thousands": thousands,
         "record": _record(manifest),
         "costs": _costs(manifest),
     }
@@ -147,6 +153,15 @@ def _uncomputed(block: dict[str, Any], where: tuple[str, ...] = ()) -> Iterator[
             yield from _uncomputed(value, inside)
         elif value and key.endswith("reason"):
             yield where if key == "reason" else inside, str(value)
+
+
+# --- the models
+
+
+def models(study: Study) -> list[dict[str, Any]]:
+    """The description of each fold's model, as far as they are trained."""
+    paths = [study.fold_folder(fold) / MODEL_FILE for fold in range(study.params.folds)]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
 
 # --- the record

@@ -153,6 +153,12 @@ class Study:
         """Whether any patient is a phantom: then figures verify the software and claim no clinical accuracy."""
         return "synthetic" in self.cohort and bool((pd.to_numeric(self.cohort["synthetic"]) == 1).any())
 
+    def origin(self, patients: Sequence[str]) -> dict[str, Any]:
+        """Where the data of these patients come from: number by site, and whether any is synthetic."""
+        rows = self.cohort[self.cohort["patient"].isin(patients)]
+        sites = {str(site): int(n) for site, n in rows["site"].value_counts().sort_index().items()}
+        return {"sites": sites, "synthetic": self.synthetic}
+
     def history(self, fold: int) -> pd.DataFrame:
         return _read_table(self.fold_folder(fold) / "history.csv", f"2_train_fold, fold {fold}", dtype=None)
 

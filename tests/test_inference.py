@@ -35,6 +35,17 @@ def probabilities(networks, inputs):
     return inference.predict_probabilities(networks, inputs, 16, 4)
 
 
+def test_a_model_tells_its_use_its_licence_and_where_its_patients_came_from(tmp_path):
+    params = PARAMS.model_copy(update={"weights_licence": "CC BY 4.0"})
+    data = {"sites": {"Berlin": 3}, "synthetic": True}
+    inference.save_model(trained(), tmp_path, params, 0, {"train": 3, "validation": 1, "test": 1}, data)
+    about = json.loads((tmp_path / "model.json").read_text())
+    assert about["licence"] == "CC BY 4.0"
+    assert "No medical device" in about["intended_use"]
+    assert about["training"]["sites"] == {"Berlin": 3}
+    assert about["training"]["synthetic"] is True
+
+
 @pytest.fixture
 def inputs():
     return np.random.default_rng(0).random((2, 16, 16, 27), dtype=np.float32)

@@ -44,6 +44,7 @@ def test_every_parameter_belongs_to_one_step():
         room.FOLDS,
         room.TRAINING,
         room.STOPPING,
+        room.SHARING,
         room.EVALUATION,
     ]
     names = [name for part in parts for name in part]

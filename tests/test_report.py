@@ -92,6 +92,45 @@ def page(folder):
     return report.render(folder, "html", show=lambda line: None).read_text()
 
 
+def add_models(folder, **changes):
+    """Descriptions of both folds' models, as a training leaves them."""
+    for fold in range(2):
+        about = {
+            "intended_use": "Research only.",
+            "limits": "Other cancers.",
+            "licence": "CC BY 4.0",
+            "classes": {"0": "background", "1": "primary", "2": "nodes"},
+            "architecture": {"filters": [8, 16], "attention": True},
+            "training": {
+                "fold": fold,
+                "patients": {"train": 5, "validation": 1, "test": 2},
+                "sites": {"Berlin": 3, "Ulm": 2},
+                "synthetic": False,
+                "epochs": 7,
+                "best_epoch": 4 + fold,
+            },
+            "sha256": {"weights.safetensors": f"{fold}abcdef0123456789ffff"},
+        }
+        write_json(folder / "folds" / str(fold) / "model.json", about | changes)
+
+
+# --- the model card
+
+
+def test_the_model_card_tells_what_a_colleague_must_know(study, no_quarto):
+    add_models(study)
+    text = re.sub(r"<[^>]+>", "", page(study))
+    for words in ("Research only.", "Other cancers.", "CC BY 4.0", "Berlin 3, Ulm 2", "4 of 7", "0abcdef012345678"):
+        assert words in text, words
+    assert "cohort DSC 0.870" in text  # the study's own figure, from summary.json
+    change(study, "cross_validation", ("delineation", "all"), cohort_dsc=0.123)
+    assert "cohort DSC 0.123" in re.sub(r"<[^>]+>", "", page(study))
+
+
+def test_a_study_without_models_has_a_card_that_says_so(study, no_quarto):
+    assert "The study holds no trained models." in page(study)
+
+
 # --- without Quarto
 
 
@@ -110,7 +149,7 @@ def test_without_quarto_the_report_is_one_offline_page_and_says_so(study, no_qua
 def test_page_holds_all_chapters_in_order_without_code(study, no_quarto):
     html = page(study)
     sections = re.findall(r'<section id="(\w+)"', html)
-    assert sections == ["index", "2_training", "4_delineation", "methods", "references"]
+    assert sections == ["index", "2_training", "4_delineation", "model", "methods", "references"]
     assert "secret_code" not in html
     assert "<pre>&lt;42&gt;</pre>" in html
     assert "progress" not in re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
@@ -216,7 +255,13 @@ def test_methods_list_every_parameter_and_mark_what_differs_from_the_paper(study
 def test_book_has_the_chapters_that_there_are(study, tmp_path):
     book = report.build_book(Study.open(study), tmp_path / "book")
     config = yaml.safe_load((book / "_quarto.yml").read_text())
-    assert config["book"]["chapters"] == ["index.qmd", "2_training.ipynb", "4_delineation.ipynb", "methods.qmd"]
+    assert config["book"]["chapters"] == [
+        "index.qmd",
+        "2_training.ipynb",
+        "4_delineation.ipynb",
+        "model.qmd",
+        "methods.qmd",
+    ]
     assert all((book / name).exists() for name in config["book"]["chapters"])
     assert (book / "plotly.min.js").stat().st_size > 1_000_000
     assert not re.search(r"https?://", (book / "theme" / "header.html").read_text())
@@ -246,7 +291,7 @@ def test_the_folds_are_one_chapter(study, tmp_path):
 def test_every_citation_has_its_reference_and_every_reference_is_cited():
     folder = report.template_folder()
     entries = report_page.read_bibliography((folder / "references.bib").read_text())
-    texts = "".join((folder / name).read_text() for name in ("index.qmd", "methods.qmd"))
+    texts = "".join((folder / name).read_text() for name in ("index.qmd", "model.qmd", "methods.qmd"))
     assert set(report_page.CITATION.findall(texts)) == set(entries)
     assert all(re.search(r"\(\d{4}\)", entry) for entry in entries.values())
 
