@@ -28,7 +28,7 @@ from mtvlib.patching import pad_axially, window_starts
 from mtvlib.prepare import load_patient
 from mtvlib.stitching import stitch
 from mtvlib.study import Study
-from mtvlib.training import Training, training_params
+from mtvlib.training import Training, training_params, use_processor
 from mtvlib.volume import to_image, write_image
 
 WEIGHTS_FILE, MODEL_FILE = "weights.safetensors", "model.json"
@@ -198,7 +198,7 @@ def predict_patients(
     """
     check_preprocessing(models, study.params)
     networks, (_, _, depth) = [model.network for model in models], study.params.patch_shape
-    torch.set_num_threads(study.params.threads)
+    use_processor(study.params.threads)
     rows = []
     for number, patient in enumerate(patients, start=1):
         prepared = load_patient(study.volumes, patient, study.params)

@@ -59,6 +59,15 @@ class NetworkConfig:
         return cls(**fields)
 
 
+def _norm(channels: int) -> nn.GroupNorm:
+    """Instance normalisation, as groups of one channel: PyTorch computes these in less than half the time."""
+    return nn.GroupNorm(channels, channels)
+
+
+def _activate(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.01, inplace=True)  # in the norm's own output, which nothing else needs
+
+
 class ResidualUnit(nn.Module):
     """x + F(x) with F = (norm, activation, convolution) twice, "pre-activation" (He et al. 2016).
 
@@ -69,16 +78,16 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.norm1 = nn.InstanceNorm3d(inputs, affine=True)
+        self.norm1 = _norm(inputs)
         self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = nn.InstanceNorm3d(outputs, affine=True)
+        self.norm2 = _norm(outputs)
         self.conv2 = nn.Conv3d(outputs, outputs, 3, padding=1)
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv3d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.leaky_relu(self.norm1(x), 0.01))
-        y = self.conv2(F.leaky_relu(self.norm2(y), 0.01))
-        return self.shortcut(x) + y
+        y = self.conv1(_activate(self.norm1(x)))
+        y = self.conv2(_activate(self.norm2(y)))
+        return y.add_(self.shortcut(x))
 
 
 class SelfAttention(nn.Module):
@@ -137,7 +146,7 @@ class Network(nn.Module):
         pairs = list(itertools.pairwise(filters))
         self.up = nn.ModuleList(nn.ConvTranspose3d(deep, width, 2, stride=2) for width, deep in pairs)
         self.decoder = nn.ModuleList(ResidualUnit(width, width) for width, _ in pairs)
-        self.norm = nn.InstanceNorm3d(filters[0], affine=True)  # the last unit's sum is not yet normalised
+        self.norm = _norm(filters[0])  # the last unit's sum is not yet normalised
         self.head = nn.Conv3d(filters[0], config.classes, 1)
         self.apply(_initialise)
         nn.init.normal_(
@@ -156,8 +165,8 @@ class Network(nn.Module):
             skips.append(x)
         x = self.attention(x)
         for level in reversed(range(len(self.up))):
-            x = self.decoder[level](self.up[level](x) + skips[level])
-        return self.head(F.leaky_relu(self.norm(x), 0.01))
+            x = self.decoder[level](self.up[level](x).add_(skips[level]))
+        return self.head(_activate(self.norm(x)))
 
 
 def _initialise(module: nn.Module) -> None:

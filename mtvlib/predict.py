@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import resource
 import sys
 import time
@@ -28,7 +29,7 @@ from mtvlib.files import atomic_path, sha256, write_json, write_text
 from mtvlib.inference import MODEL_FILE, PREPROCESSING, Model, load_model, predict_labels, predict_probabilities
 from mtvlib.params import FOLDS, Params, from_dict
 from mtvlib.prepare import AIR_HU, prepare_images
-from mtvlib.training import choose_device
+from mtvlib.training import choose_device, use_processor
 from mtvlib.viewer import ViewCase, preview
 from mtvlib.volume import Grid, probabilities_to_labels, read_scan, resample, to_array, to_image, write_image
 
@@ -191,9 +192,15 @@ def find_models(folder: str | Path) -> list[Path]:
     return found
 
 
+def available_processors() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def load_models(folder: str | Path, device: str = "cpu") -> list[Model]:
     """The models to average; `InputError` unless all were trained on the same preprocessing and number of folds."""
     folders = find_models(folder)
+    use_processor(available_processors())
     models = [load_model(one, choose_device(device)) for one in folders]
     first, names = models[0].about["training"]["params"], (*PREPROCESSING, *FOLDS)
     for one, model in zip(folders, models, strict=True):
