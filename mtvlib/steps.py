@@ -18,17 +18,20 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from mtvlib import fingerprint
 from mtvlib.cohort import FILES, read_cohort
 from mtvlib.errors import InputError, MtvError, WorkError
-from mtvlib.files import write_json, write_text
+from mtvlib.files import sha256, write_json, write_text
 from mtvlib.study import Study
 
 CHAPTERS = ("4_delineation", "5_classification", "6_lesions", "7_survival", "8_cases")
 TRAIN_FOLD = "2_train_fold"
+HASHES = ".images.json"  # in the study's folder: what the images' contents were at the last look
 MODULES = {"evaluation": "mtvlib.evaluation", "manifest": "mtvlib.manifest"}  # steps that are no notebooks
 
 
@@ -65,13 +68,36 @@ def code_fingerprint(step: str) -> str:
 
 
 def source_fingerprint(study: Study) -> str:
-    """Hash of the cohort's table and of the size and time of change of every image that it names."""
+    """Hash of the cohort's table and of the contents of every image that it names."""
     table = read_cohort(study.source)
+    files = sorted({Path(file) for name in FILES for file in table[name] if file})
     digest = hashlib.sha256(study.source.read_bytes())
-    for path in sorted(Path(file) for name in FILES for file in table[name] if file):
-        stat = path.stat() if path.exists() else None  # those of excluded patients may be missing
-        digest.update(f"{path.name} {stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
+    # Images of excluded patients may be missing.
+    hashes = content_hashes([path for path in files if path.exists()], study.folder / HASHES)
+    for path in files:
+        digest.update(f"{path.name} {hashes.get(path)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def content_hashes(paths: Sequence[Path], known: Path) -> dict[Path, str]:
+    """sha256 of each file. What has the size and the time of change that the file `known` tells is not read again."""
+    before = _read_hashes(known)
+    names = {path: os.path.relpath(path, known.parent) for path in paths}
+    stamps = {path: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+    found = {path: before[name][2] for path, name in names.items() if before.get(name, [])[:2] == stamps[path]}
+    unknown = [path for path in paths if path not in found]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # hashing releases Python's lock
+        found |= dict(zip(unknown, pool.map(sha256, unknown), strict=True))
+    if unknown and known.parent.is_dir():
+        write_json(known, {name: [*stamps[path], found[path]] for path, name in names.items()})
+    return found
+
+
+def _read_hashes(path: Path) -> dict[str, list[Any]]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 # --- running

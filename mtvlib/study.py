@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -50,9 +50,9 @@ class Study:
     def from_notebook(cls, namespace: Mapping[str, Any], **own: Any) -> Study:
         """The study that a notebook's parameters describe; call it as `Study.from_notebook(globals())`.
 
-        `own` names parameters that only this notebook has, with their defaults. Parameters left at the paper's value
-        follow the study's params.yml where it exists; any other difference to it, an unknown name or a wrong value is
-        an `InputError` (papermill itself would only warn).
+        `own` names parameters that only this notebook has, with their defaults. Where the study's params.yml exists,
+        parameters left at the paper's value follow it, unless papermill was given them; any other difference to it, an
+        unknown name or a wrong value is an `InputError` (papermill itself would only warn).
         """
         given = _notebook_parameters(namespace)
         values = {name: value for name, value in given.items() if name not in own}
@@ -60,7 +60,7 @@ class Study:
         base = Path("..") if Path.cwd().name == "notebooks" else Path()
         file = base / params.study_folder / "params.yml"
         if file.exists():
-            params = _follow(params, mtvlib.params.read(file), file)
+            params = _follow(params, mtvlib.params.read(file), file, _injected(namespace))
         return cls(params, base, {name: given.get(name, default) for name, default in own.items()})
 
     # --- places
@@ -197,14 +197,14 @@ def _not_yet(path: Path, step: str) -> InputError:
     )
 
 
-def _follow(mine: Params, theirs: Params, file: Path) -> Params:
-    """The study's own parameters; `InputError` where the notebook's are neither these nor the default."""
+def _follow(mine: Params, theirs: Params, file: Path, given: Collection[str]) -> Params:
+    """The study's own parameters; `InputError` where the notebook's are neither these nor a default not `given`."""
     defaults, here, there = Params().model_dump(), mine.model_dump(), theirs.model_dump()
     place = ("name", "studies")
     clashes = [
         f"{name} is {here[name]!r} here, {there[name]!r} there"
         for name in here
-        if name not in place and here[name] not in (there[name], defaults[name])
+        if name not in place and here[name] != there[name] and (name in given or here[name] != defaults[name])
     ]
     if clashes:
         raise InputError(
@@ -223,6 +223,13 @@ def _notebook_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     else:
         names = [name for cell in cells for name in _assigned(cell)]
     return {name: namespace[name] for name in dict.fromkeys(names) if name in namespace}
+
+
+def _injected(namespace: Mapping[str, Any]) -> set[str]:
+    """Names that papermill was given (`-p`, `-f`): it sets them in a cell that begins with this comment."""
+    cells = namespace.get("In")
+    cells = cells if isinstance(cells, list) else []
+    return {name for cell in cells if cell.startswith("# Parameters") for name in _assigned(cell)}
 
 
 def _assigned(cell: str) -> list[str]:

@@ -100,3 +100,16 @@ def test_cells_are_short_and_logic_lies_in_the_library(name):
     tree = ast.parse("\n".join(code(notebook)))
     imported = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert [ast.unparse(node) for node in imported if "mtvlib" not in ast.unparse(node)] == []
+
+
+@every_notebook
+def test_no_import_takes_the_name_of_a_parameter(name):
+    """A parameter file sets all parameters before the first import, so `import cohort` would replace a path."""
+    tree = ast.parse("\n".join(code(read(name))))
+    bound = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    assert bound & set(Params.model_fields) == set()

@@ -63,6 +63,13 @@ def test_defaults_follow_the_study_and_other_differences_are_refused(here):
         Study.from_notebook(notebook("name = 'x'\nepochs = 7", name="x", epochs=7))
 
 
+def test_a_value_given_to_papermill_is_no_default_even_if_it_is_the_papers(here):
+    write(Params(name="x", epochs=5), here / "studies" / "x" / "params.yml")
+    given = ("name = 'paper'\nepochs = 200", "# Parameters\nname = 'x'\nepochs = 200")
+    with pytest.raises(InputError, match="epochs is 200 here, 5 there"):
+        Study.from_notebook(notebook(*given, name="x", epochs=200))
+
+
 def test_a_moved_study_is_the_same_study(here):
     write(Params(name="x", epochs=5), here / "elsewhere" / "y" / "params.yml")
     study = Study.open(here / "elsewhere" / "y")
