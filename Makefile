@@ -4,8 +4,9 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv-peers/.ready
 
-.PHONY: demo test report lab lint clean
+.PHONY: demo test report lab bench lint clean
 
 demo: $(READY)
 	$(BIN)/mtv phantom --patients 36 --external 10 --out cohorts/demo --seed 2023
@@ -27,6 +28,16 @@ lint: $(READY)
 	$(BIN)/mypy mtvlib
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
+# Side by side with peers, which get an environment of their own; about twenty minutes. Close other programs before.
+bench: $(READY) $(PEERS)
+	$(BIN)/python -m benchmarks.predict
+	$(BIN)/python -m benchmarks.import_dicom
+
+$(PEERS): benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q $(PIP_FLAGS) -r benchmarks/peers.txt
+	@touch $@
+
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; choose one with: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
@@ -35,4 +46,4 @@ $(READY): constraints.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers
