@@ -18,6 +18,7 @@ from mtvlib.params import Params, write
 from mtvlib.prepare import load_patient, prepare_cohort
 from mtvlib.study import Study
 from mtvlib.volume import Grid, to_image, write_image
+from tests import test_dicom_import
 from tests.conftest import PET_GRID, tiny_images, tiny_row, write_table
 from tests.test_predict import PARAMS, saved, write_patient
 
@@ -90,6 +91,12 @@ def test_every_command_explains_itself(mtv, command):
         (("check", "c.csv", "--params", "none.yml"), "file none.yml: there is no such parameter file"),
         (("phantom", "--patients", "0", "--out", "o"), "at least one main patient"),
         (("import", "sts", "none", "--out", "o"), "file none: holds no folders STS_0NN"),
+        (("import", "dicom", "none", "--out", "o"), "file none: there is no such folder"),
+        (("import", "dicom", "none"), "there is no folder for the cohort"),
+        (("import", "dicom", "none", "--out", "o", "--table", "t.csv"), "file none: there is no such folder"),
+        (("import", "hecktor", "none", "--out", "o"), "file none: "),
+        (("import", "nnunet", "none", "--out", "o"), "file none"),
+        (("predict", "--models", "m", "--pet", "a", "--pet", "b", "--ct", "c", "--out", "o"), "2 PET, 1 CT"),
     ],
 )
 def test_bad_input_is_one_paragraph_with_remedy_and_exit_code_2(mtv, tmp_path, monkeypatch, arguments, said):
@@ -260,7 +267,48 @@ def test_a_prediction_that_does_not_fit_is_named(mtv, predictions, tmp_path, spo
     assert not (tmp_path / "out").exists()
 
 
+# --- import
+
+
+def test_import_dicom_says_what_it_took_and_where_the_reasons_are(mtv, tmp_path):
+    test_dicom_import.write_patient(tmp_path / "source", "DOE-1")
+    table = tmp_path / "table.csv"
+    table.write_text("patient,age,name\nDOE-1,60,Jane\nDOE-2,50,Joe\n")
+    out = tmp_path / "cohort"
+    code, text, err = mtv("import", "dicom", tmp_path / "source", "--out", out, "--table", table, "--jobs", "1")
+    assert (code, err) == (0, "")
+    assert "1 patients imported, 0 left out, 0 of them done before" in text
+    assert "not taken over: name" in text
+    assert "Rows of the table without images: 1" in text
+    assert f"{out / 'import_log.csv'}" in text
+    assert (out / "cohort.csv").exists()
+
+
+def test_import_dicom_lists_the_names_of_regions(mtv, tmp_path):
+    test_dicom_import.write_patient(tmp_path / "source", "DOE-1")
+    code, text, _ = mtv("import", "dicom", tmp_path / "source", "--list-regions")
+    assert code == 0
+    assert [line.split() for line in text.splitlines()] == [
+        ["nodes", "1", "GTVn1"],
+        ["primary", "1", "GTVp"],
+        ["ignored", "1", "Parotid_L"],
+    ]
+    assert list(tmp_path.iterdir()) == [tmp_path / "source"]
+
+
 # --- predict
+
+
+def test_predict_takes_several_patients_and_ends_with_1_if_one_failed(mtv, tmp_path):
+    model = saved(tmp_path / "model", params=PARAMS)
+    pet, ct = write_patient(tmp_path)
+    (tmp_path / "P2.nii.gz").write_bytes(b"no image")
+    arguments = ["--pet", pet, "--ct", ct, "--pet", tmp_path / "P2.nii.gz", "--ct", ct]
+    code, text, err = mtv("predict", "--models", model, *arguments, "--out", tmp_path / "out", "--device", "cpu")
+    assert code == 1
+    assert "1 of 2 patients delineated" in text
+    assert "mtv: P2: file" in err
+    assert (tmp_path / "out" / "pet" / "record.json").exists()
 
 
 def test_predict_prints_volumes_and_warnings(mtv, tmp_path):
