@@ -65,7 +65,11 @@ def agreement(man_ml: np.ndarray, cnn_ml: np.ndarray, percentile: float, bootstr
 
     The estimates of the paper leave out the outliers, found anew in every resample; `all_patients` leaves out nobody.
     `r2` is the squared Pearson correlation, `volume_bias` the relative difference of the summed volumes,
-    `limits_of_agreement_ml` the mean difference -+ 1.96 standard deviations (Bland and Altman 1986).
+    `limits_of_agreement_ml` the mean difference -+ 1.96 standard deviations (Bland and Altman 1986). Large tumours
+    scatter more, so `ratio` and `limits_of_agreement_ratio` give the same for cnn / man: geometric mean and limits of
+    the logarithms (Bland and Altman 1999), of the `n_ratio` patients with a burden in both. `icc` is ICC(2,1), absolute
+    agreement of single measurements (Shrout and Fleiss 1979), `ccc` Lin's concordance correlation (1989), and
+    `deming_slope`, `deming_intercept_ml` the line when both delineations err alike (Deming regression, error ratio 1).
     """
     burdens = np.column_stack([man_ml, cnn_ml]).astype(float)
     left_out = outliers(burdens[:, 0], burdens[:, 1], percentile)
@@ -77,41 +81,97 @@ def agreement(man_ml: np.ndarray, cnn_ml: np.ndarray, percentile: float, bootstr
 def _block(burdens: np.ndarray, percentile: float, bootstrap: Bootstrap) -> dict[str, Any]:
     few = "fewer than three patients, or all have the same burden"
     reasons = dict.fromkeys(("r2", "slope", "intercept_ml", "limits_low", "limits_high"), few)
+    reasons |= dict.fromkeys(("icc", "ccc", "deming_slope", "deming_intercept_ml"), few)
+    reasons |= dict.fromkeys(("ratio", "ratio_low", "ratio_high"), "fewer than three patients with a burden in both")
     reasons["volume_bias"] = "no reference volume"
     estimates = bootstrap.of_sample(burdens, lambda sample: _statistics(sample, percentile), reasons)
-    low, high = estimates.pop("limits_low"), estimates.pop("limits_high")
-    block: dict[str, Any] = {}
+    limits = {key: estimates.pop(key) for key in ("limits_low", "limits_high", "ratio_low", "ratio_high")}
+    block: dict[str, Any] = {"n_ratio": int((_kept(burdens, percentile) & (burdens > 0).all(-1)).sum())}
     for key, estimate in estimates.items():
         block |= estimate.entries(key)
-    return block | pair_entries("limits_of_agreement_ml", low, high)
+    block |= pair_entries("limits_of_agreement_ml", limits["limits_low"], limits["limits_high"])
+    return block | pair_entries("limits_of_agreement_ratio", limits["ratio_low"], limits["ratio_high"])
+
+
+def _kept(burdens: np.ndarray, percentile: float) -> np.ndarray:
+    """Patients (..., n) bool of samples (..., n, 2) that are no outliers."""
+    size = np.abs(burdens[..., 1] - burdens[..., 0])
+    return size <= np.percentile(size, percentile, axis=-1, keepdims=True)
 
 
 def _statistics(burdens: np.ndarray, percentile: float) -> dict[str, np.ndarray]:
     """All estimates of one or many samples (..., n, 2) of patients."""
-    difference = burdens[..., 1] - burdens[..., 0]
-    size = np.abs(difference)
-    kept = size <= np.percentile(size, percentile, axis=-1, keepdims=True)
-    n = kept.sum(-1)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return (values * kept).sum(-1) / n
-
+    kept = _kept(burdens, percentile)
     man, cnn = burdens[..., 0], burdens[..., 1]
-    d_man, d_cnn = man - mean(man)[..., None], cnn - mean(cnn)[..., None]
-    # Rounding alone leaves a spread of about 1e-32 ml2 in a sample of equal burdens.
-    s_man, s_cnn = (np.where(s > 1e-18, s, 0) for s in (mean(d_man**2), mean(d_cnn**2)))
-    enough = np.where(n >= 3, 1.0, np.nan)
-    covariance = mean(d_man * d_cnn) * enough
-    slope = ratio(covariance, s_man)
-    bias = mean(difference)
-    sd = enough * np.sqrt(mean((difference - bias[..., None]) ** 2) * n / np.maximum(n - 1, 1))
+    moments = _moments(man, cnn, kept)
+    size, bias = np.abs(cnn - man), moments.mean_y - moments.mean_x
+    sd = np.sqrt(moments.unbiased * np.maximum(moments.xx + moments.yy - 2 * moments.xy, 0))
+    slope = ratio(moments.xy, moments.xx)
     return {
-        "r2": ratio(covariance**2, s_man * s_cnn),
-        "mean_absolute_difference_ml": mean(size),
+        "r2": ratio(moments.xy**2, moments.xx * moments.yy),
+        "mean_absolute_difference_ml": _mean(size, kept),
         "mean_difference_ml": bias,
-        "volume_bias": ratio(mean(cnn), mean(man)) - 1,
+        "volume_bias": ratio(moments.mean_y, moments.mean_x) - 1,
         "slope": slope,
-        "intercept_ml": mean(cnn) - slope * mean(man),
+        "intercept_ml": moments.mean_y - slope * moments.mean_x,
         "limits_low": bias - 1.96 * sd,
         "limits_high": bias + 1.96 * sd,
+        "icc": _icc(moments),
+        "ccc": ratio(2 * moments.xy, moments.xx + moments.yy + bias**2),
+        **_deming(moments),
+        **_ratios(man, cnn, kept),
     }
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Means, and mean products of deviations (NaN below three patients), of samples (...)."""
+
+    n: np.ndarray
+    mean_x: np.ndarray
+    mean_y: np.ndarray
+    xx: np.ndarray
+    yy: np.ndarray
+    xy: np.ndarray
+
+    @property
+    def unbiased(self) -> np.ndarray:
+        """Factor from the mean of squares to the variance."""
+        return self.n / np.maximum(self.n - 1, 1)
+
+
+def _mean(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    return ratio((values * kept).sum(-1), kept.sum(-1))
+
+
+def _moments(x: np.ndarray, y: np.ndarray, kept: np.ndarray) -> _Moments:
+    mean_x, mean_y = _mean(x, kept), _mean(y, kept)
+    d_x, d_y = x - mean_x[..., None], y - mean_y[..., None]
+    enough = np.where(kept.sum(-1) >= 3, 1.0, np.nan)
+    # Rounding alone leaves a spread of about 1e-32 ml2 in a sample of equal burdens.
+    xx, yy = (np.where(spread > 1e-18, spread, 0) * enough for spread in (_mean(d_x**2, kept), _mean(d_y**2, kept)))
+    return _Moments(kept.sum(-1), mean_x, mean_y, xx, yy, _mean(d_x * d_y, kept) * enough)
+
+
+def _icc(moments: _Moments) -> np.ndarray:
+    """ICC(2,1) = (MSR - MSE) / (MSR + MSE + 2 (MSC - MSE) / n) of two raters (Shrout and Fleiss 1979, p. 423)."""
+    rows = moments.unbiased * (moments.xx + moments.yy + 2 * moments.xy) / 2
+    error = moments.unbiased * (moments.xx + moments.yy - 2 * moments.xy) / 2
+    columns = moments.n * (moments.mean_x - moments.mean_y) ** 2 / 2
+    return ratio(rows - error, rows + error + 2 * (columns - error) / np.maximum(moments.n, 1))
+
+
+def _deming(moments: _Moments) -> dict[str, np.ndarray]:
+    difference = moments.yy - moments.xx
+    slope = ratio(difference + np.sqrt(difference**2 + 4 * moments.xy**2), 2 * moments.xy)
+    return {"deming_slope": slope, "deming_intercept_ml": moments.mean_y - slope * moments.mean_x}
+
+
+def _ratios(man: np.ndarray, cnn: np.ndarray, kept: np.ndarray) -> dict[str, np.ndarray]:
+    """Geometric mean of cnn / man and the limits of agreement of the ratio."""
+    both = kept & (man > 0) & (cnn > 0)
+    logs = np.where(both, np.log(np.where(both, cnn, 1)) - np.log(np.where(both, man, 1)), 0)
+    moments = _moments(logs, logs, both)
+    mean = moments.mean_x * np.where(moments.n >= 3, 1.0, np.nan)
+    sd = np.sqrt(moments.unbiased * moments.xx)
+    return {"ratio": np.exp(mean), "ratio_low": np.exp(mean - 1.96 * sd), "ratio_high": np.exp(mean + 1.96 * sd)}

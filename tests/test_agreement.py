@@ -52,13 +52,68 @@ def test_estimates_with_outliers_against_scipy(burdens):
 
 def test_every_estimate_lies_in_its_interval(burdens):
     block = agreement(*burdens, 99, BOOTSTRAP)["all_patients"]
-    names = [key for key in block if f"{key}_ci95" in block and key != "limits_of_agreement_ml"]
-    assert len(names) == 6
+    names = [key for key in block if f"{key}_ci95" in block and not key.startswith("limits")]
+    assert len(names) == 11
     for name in names:
         low, high = block[f"{name}_ci95"]
         assert low < block[name] < high
     for limit, (low, high) in zip(block["limits_of_agreement_ml"], block["limits_of_agreement_ml_ci95"], strict=True):
         assert low < limit < high
+
+
+def test_icc_against_the_table_of_an_analysis_of_variance(burdens):
+    """ICC(2,1) from the mean squares of patients, raters and error, summed cell by cell."""
+    man, cnn = (values[:40] for values in burdens)
+    cells = np.column_stack([man, cnn])
+    n, k = cells.shape
+    grand, rows, columns = cells.mean(), cells.mean(axis=1), cells.mean(axis=0)
+    msr = k * ((rows - grand) ** 2).sum() / (n - 1)
+    msc = n * ((columns - grand) ** 2).sum() / (k - 1)
+    mse = ((cells - rows[:, None] - columns + grand) ** 2).sum() / ((n - 1) * (k - 1))
+    expected = (msr - mse) / (msr + (k - 1) * mse + k * (msc - mse) / n)
+    assert agreement(man, cnn, 100, BOOTSTRAP)["icc"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_concordance_and_icc_fall_with_a_shift_that_correlation_does_not_see():
+    """Lin 1989: y = x + 2 with x = 1..5: s_xy = s_xx = s_yy = 2, so CCC = 4 / (4 + 4) = 1 / 2."""
+    block = agreement([1.0, 2, 3, 4, 5], [3.0, 4, 5, 6, 7], 100, BOOTSTRAP)
+    assert block["ccc"] == pytest.approx(0.5)
+    assert block["r2"] == pytest.approx(1)
+    # MSR = 2 x 2.5 = 5, MSE = 0, MSC = 5 x 4 / 2 = 10: 5 / (5 + 2 x 10 / 5).
+    assert block["icc"] == pytest.approx(5 / 9)
+
+
+def test_deming_regression_finds_the_slope_where_least_squares_flattens_it():
+    random = np.random.default_rng(3)
+    truth = random.uniform(5, 50, 4000)
+    man, cnn = truth + random.normal(0, 6, 4000), 1.5 + 0.9 * truth + random.normal(0, 6, 4000)
+    block = agreement(man, cnn, 100, BOOTSTRAP)
+    assert block["slope"] < 0.8
+    assert block["deming_slope"] == pytest.approx(0.9, abs=0.02)
+    assert block["deming_intercept_ml"] == pytest.approx(1.5, abs=0.6)
+
+
+def test_deming_is_orthogonal_regression_when_both_err_alike(burdens):
+    """The direction of the first principal component."""
+    block = agreement(*burdens, 100, BOOTSTRAP)
+    _, vectors = np.linalg.eigh(np.cov(*burdens))
+    assert block["deming_slope"] == pytest.approx(vectors[1, -1] / vectors[0, -1])
+
+
+def test_limits_of_the_ratio_leave_out_patients_without_a_burden():
+    man, cnn = np.array([1.0, 2, 4, 8, 0, 3]), np.array([1.1, 2.4, 3.6, 8.8, 2, 0])
+    block = agreement(man, cnn, 100, BOOTSTRAP)
+    logs = np.log(cnn[:4] / man[:4])
+    limits = np.exp(logs.mean() + 1.96 * logs.std(ddof=1) * np.array([-1, 1]))
+    assert block["n_ratio"] == 4
+    assert block["ratio"] == pytest.approx(np.exp(logs.mean()))
+    assert block["limits_of_agreement_ratio"] == pytest.approx(limits)
+
+
+def test_without_burdens_in_both_there_is_no_ratio():
+    block = agreement([1.0, 2, 3, 0], [0.0, 0, 0, 4], 100, BOOTSTRAP)
+    assert block["ratio"] is None
+    assert "burden in both" in block["ratio_reason"]
 
 
 def test_prediction_interval_by_hand():
