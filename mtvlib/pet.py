@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from skimage.measure import marching_cubes
 
 PEAK_RADIUS_MM = (3 * 1000 / (4 * math.pi)) ** (1 / 3)  # 6.2 mm: a sphere of 1 cm3
 
@@ -76,3 +77,30 @@ def _sphere(spacing_mm: Sequence[float]) -> np.ndarray:
     reach = np.floor(PEAK_RADIUS_MM / spacing).astype(int)
     offsets = np.indices(2 * reach + 1).reshape(3, -1).T - reach
     return offsets[((offsets * spacing) ** 2).sum(axis=1) <= PEAK_RADIUS_MM**2]
+
+
+# --- shape
+
+
+def mesh_area_and_volume(voxels: np.ndarray, spacing_mm: Sequence[float]) -> tuple[float, float]:
+    """Area (mm2) and volume (mm3) of the mesh round a region's voxels (n > 0, 3), by marching cubes at 0.5.
+
+    IBSI's mesh-based surface area (C0JK) and volume (RNU0, Zwanenburg et al. 2020): the faces of voxels overestimate
+    the surface of a smooth body by half, this mesh by a tenth.
+    """
+    low = voxels.min(axis=0) - 1
+    mask = np.zeros(voxels.max(axis=0) - low + 2, np.float32)
+    mask[tuple((voxels - low).T)] = 1
+    corners, faces, _, _ = marching_cubes(mask, 0.5, spacing=tuple(float(side) for side in spacing_mm))
+    a, b, c = (corners[faces[:, place]].astype(np.float64) for place in range(3))
+    area = np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2
+    return float(area), float(abs(np.einsum("ij,ij->", a, np.cross(b, c))) / 6)
+
+
+def asphericity(voxels: np.ndarray, spacing_mm: Sequence[float]) -> float:
+    """(S^3 / (36 pi V^2))^(1/3) - 1 of the region's mesh (Apostolova et al. 2014; IBSI 25C7).
+
+    0 for a sphere, and 0.09 to 0.12 for a ball of voxels, whose mesh keeps their steps.
+    """
+    area, volume = mesh_area_and_volume(voxels, spacing_mm)
+    return (area**3 / (36 * math.pi * volume**2)) ** (1 / 3) - 1

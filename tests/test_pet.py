@@ -79,3 +79,41 @@ def test_peak_is_the_same_in_a_larger_image():
 
 def test_uptake_of_nothing_is_unknown_and_its_glycolysis_zero():
     assert pet.uptake(np.ones((3, 3, 3)), np.empty((0, 3), int), (2.5, 2.5, 2.5)) == pet.Uptake(None, None, None, 0.0)
+
+
+def test_ibsi_phantom_mesh_and_asphericity(phantom):
+    """Consensus values: morph_area_mesh 388 (tolerance 3), morph_volume 556 (4), morph_asphericity 0.186 (0.001)."""
+    _, voxels, spacing = phantom
+    area, volume = pet.mesh_area_and_volume(voxels, spacing)
+    assert area == pytest.approx(388, abs=3)
+    assert volume == pytest.approx(556, abs=4)
+    assert pet.asphericity(voxels, spacing) == pytest.approx(0.186, abs=0.001)
+
+
+def ball(radius_mm, spacing_mm, stretch=1.0):
+    sides = [math.ceil(radius_mm * stretch / side) + 1 for side in spacing_mm]
+    grid = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in sides), indexing="ij"), axis=-1)
+    distance = (grid * spacing_mm / radius_mm / np.array([1, 1, stretch])) ** 2
+    return np.argwhere(distance.sum(axis=-1) <= 1)
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (1.0, 1.0, 2.0)])
+def test_a_ball_of_voxels_has_an_asphericity_of_about_a_tenth(spacing_mm):
+    assert 0.08 < pet.asphericity(ball(15, spacing_mm), spacing_mm) < 0.13
+
+
+def test_a_long_ellipsoid_is_more_aspherical_by_what_geometry_says():
+    """A prolate ellipsoid of axes 1, 1, 3: S = 2 pi (1 + 3 arcsin(e) / e), V = 4 pi, e^2 = 8 / 9: 0.182."""
+    e = math.sqrt(8 / 9)
+    area, volume = 2 * math.pi * (1 + 3 * math.asin(e) / e), 4 * math.pi
+    expected = (area**3 / (36 * math.pi * volume**2)) ** (1 / 3)
+    spacing = (1.0, 1.0, 1.0)
+    long, round_ = (1 + pet.asphericity(ball(12, spacing, stretch), spacing) for stretch in (3, 1))
+    assert expected == pytest.approx(1.182, abs=0.001)
+    assert long / round_ == pytest.approx(expected, rel=0.02)
+
+
+def test_one_voxel_has_a_shape():
+    """Marching cubes round one voxel: an octahedron with corners half a voxel away, V = 1/6, S = sqrt(3)."""
+    area, volume = pet.mesh_area_and_volume(np.array([[3, 4, 5]]), (1.0, 1.0, 1.0))
+    assert (area, volume) == (pytest.approx(math.sqrt(3), rel=1e-5), pytest.approx(1 / 6, rel=1e-5))
