@@ -60,14 +60,13 @@ def write_models(folder: Path, params: Params) -> None:
 
 
 NNUNET = """
-import json, sys, torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-base = sys.argv[1]
-place = f"{base}/preprocessed/Dataset001_Case/"
-plans, dataset = (json.load(open(f"{place}{name}.json")) for name in ("nnUNetPlans", "dataset"))
-trainer = nnUNetTrainer(plans, "3d_fullres", 0, dataset, device=torch.device("cpu"))
+import shutil, sys, torch
+from nnunetv2.run.run_training import get_trainer_from_args
+trainer = get_trainer_from_args("1", "3d_fullres", 0, device=torch.device("cpu"))
 trainer.initialize()
 trainer.save_checkpoint(trainer.output_folder + "/checkpoint_final.pth")
+for name, kept in (("nnUNetPlans", "plans"), ("dataset", "dataset")):
+    shutil.copy(f"{sys.argv[1]}/preprocessed/Dataset001_Case/{name}.json", f"{trainer.output_folder_base}/{kept}.json")
 """
 
 
@@ -82,7 +81,7 @@ def write_nnunet(folder: Path, case: dict[str, Path]) -> dict[str, str]:
     about = {"channel_names": {"0": "PET", "1": "CT"}, "labels": {"background": 0, "primary": 1, "nodes": 2}}
     (raw / "dataset.json").write_text(json.dumps(about | {"numTraining": 2, "file_ending": ".nii.gz"}))
     places = {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
-    environment = {**os.environ, **places, "nnUNet_n_proc_DA": "0"}
+    environment = {**os.environ, **places, "nnUNet_n_proc_DA": "2"}
     plan = [str(PEERS / "nnUNetv2_plan_and_preprocess"), "-d", "1", "-c", "3d_fullres", "-np", "1", "-npfp", "1"]
     subprocess.run(plan, env=environment, check=True, capture_output=True)
     subprocess.run([str(PEERS / "python"), "-c", NNUNET, str(folder)], env=environment, check=True, capture_output=True)

@@ -59,7 +59,8 @@ class Finding:
         where += [f"patient {self.patient}"] if self.patient else []
         where += [f"file {self.file}"] if self.file else []
         found = f" (found: {self.value})" if self.value is not None else ""
-        return f"{self.severity}: {', '.join(where) or 'cohort'}: {self.message}{found}. Remedy: {self.remedy}"
+        remedy = f" Remedy: {self.remedy}" if self.remedy else ""
+        return f"{self.severity}: {', '.join(where) or 'cohort'}: {self.message.rstrip('.')}{found}.{remedy}"
 
 
 # --- reading
@@ -157,7 +158,9 @@ def _records(path: Path) -> list[list[str]]:
     try:
         return list(csv.reader(io.StringIO(_text(path), newline=""), delimiter=_separator(path)))
     except csv.Error as error:
-        raise InputError(f"is not a table of comma-separated values ({error})", file=path) from None
+        raise InputError(
+            f"is not a table of comma-separated values ({error})", file=path, remedy="export it again as CSV."
+        ) from None
 
 
 def _separator(path: Path) -> str:
@@ -176,7 +179,8 @@ def _text(path: Path) -> str:
             "is not UTF-8 text", file=path, remedy="save the table as 'CSV UTF-8' in the spreadsheet program."
         ) from None
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror or error}", file=path) from None
+        remedy = "name the file cohort.csv itself." if path.is_dir() else "check its permissions and the disk."
+        raise InputError(f"cannot be read: {error.strerror or error}", file=path, remedy=remedy) from None
 
 
 # --- checks of the table
@@ -191,15 +195,16 @@ def _used(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_columns(columns: list[str]) -> Iterator[Finding]:
+    unknown = [name for name in columns if name not in (*REQUIRED, *_OPTIONAL)]
     for name in REQUIRED:
         if name not in columns:
-            near = difflib.get_close_matches(name, [other.lower() for other in columns], n=1)
-            meant = next((other for other in columns if near and other.lower() == near[0]), None)
+            near = difflib.get_close_matches(name, [other.lower() for other in unknown], n=1)
+            meant = next((other for other in unknown if near and other.lower() == near[0]), None)
             remedy = f"rename '{meant}' to '{name}'." if meant else "add it; README.md describes the columns."
             yield Finding("error", "missing_column", f"the column '{name}' is missing", remedy, row=1)
-    for name in columns:
+    for name in unknown:
         near = difflib.get_close_matches(name.lower(), _OPTIONAL, n=1, cutoff=0.8)
-        if near and name not in (*REQUIRED, *_OPTIONAL) and near[0] not in columns:
+        if near and near[0] not in columns:
             remedy = f"rename it to '{near[0]}' if that is meant."
             yield Finding(
                 "warning", "unknown_column", "an unknown column, kept but not used", remedy, row=1, value=name
@@ -388,26 +393,29 @@ def _check_row(row: tuple[int, pd.Series]) -> tuple[int, list[Finding], Prints]:
 
 
 def _check_duplicates(table: pd.DataFrame, prints: Mapping[int, Prints]) -> Iterator[Finding]:
-    """One image in two rows: always an error of the PET; of the CT unless the rows are scans of one person."""
+    """One image in two rows: an error, but for a CT or a scan in the same position of one and the same person."""
     told: set[int] = set()
     for name in KINDS:
         rows = [row for row in prints if name in prints[row]]
         for pair in same_images([prints[row][name] for row in rows]):
             earlier, row = rows[pair.first], rows[pair.second]
             same_person = table.at[earlier, "person"] == table.at[row, "person"]
-            # The same path is told of already; two PETs of one person may share a CT.
+            # The same path is told of already; two PETs of one person may share a CT or be taken one after the other.
             known = table.at[earlier, name] == table.at[row, name] and name == "pet"
-            if row not in told and not known and not (name == "ct" and same_person):
+            if row not in told and not known and not (same_person and (name == "ct" or not pair.copy)):
                 told.add(row)
                 yield _duplicate(table, name, earlier, row, pair)
 
 
 def _duplicate(table: pd.DataFrame, name: str, earlier: int, row: int, pair: SameImage) -> Finding:
-    exact = "bit for bit" if pair.shift_mm is None else "stored in another way (crop, voxels or scale)"
-    message = f"the same {TITLES[name]}, {exact}, as row {earlier}"
+    how = "stored in another way (crop, voxels or scale)" if pair.copy else "or one of the same person"
+    how = "bit for bit" if pair.shift_mm is None else how
+    message = f"the same {TITLES[name]}, {how}, as row {earlier}"
     if table.at[earlier, "cohort"] != table.at[row, "cohort"]:
         message += " of the other cohort: external testing would not be external"
     remedy = "remove one of the rows; the same scan must not be in two folds."
+    if name == "pet" and not pair.copy:
+        remedy = "remove one of the rows, or give both the same `person` if they are two scans of one human."
     if name == "ct":
         remedy = "give each patient the own CT; if both rows are of one human, give them the same `person`."
     return Finding(
@@ -442,12 +450,20 @@ def open_images(row: Mapping[str, Any] | pd.Series, *, with_ct: bool = True) -> 
             try:
                 images[name] = (read_labels if name == "reference" else read_scan)(row[name])
             except InputError as error:
-                message = f"the {TITLES[name]} {error.problem}"
+                message = _about_image(name, error.problem)
                 found = None if error.value is None else str(error.value)
                 findings.append(Finding("error", "bad_image", message, error.remedy or "", None, None, name, found))
     opened = None if findings else Images(**images)  # type: ignore[arg-type]
     findings += check_images(opened) if opened else []
     return opened, [replace(finding, patient=row["patient"], file=row[str(finding.file)]) for finding in findings]
+
+
+_VERBS = ("is", "has", "holds", "must", "may", "cannot")
+
+
+def _about_image(name: str, problem: str) -> str:
+    """`the PET cannot be read`, but `the PET: every voxel has the same value`."""
+    return f"the {TITLES[name]}{' ' if problem.split()[0] in _VERBS else ': '}{problem}"
 
 
 def check_images(images: Images) -> list[Finding]:

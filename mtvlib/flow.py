@@ -19,12 +19,13 @@ import pandas as pd
 import mtvlib.params
 from mtvlib.cohort import FILES, read_cohort
 from mtvlib.errors import InputError, MtvError, WorkError
-from mtvlib.prepare import RECORD
+from mtvlib.prepare import OVERVIEW, RECORD
 from mtvlib.steps import die_with_parent, project_root
 from mtvlib.study import Study, check_folder
 
 Show = Callable[[str], None]
 FULL_DISK_MB = 10
+PATIENCE_S = 5
 
 
 def run_study(
@@ -90,7 +91,7 @@ def _named_files(study: Study, index: Path) -> Iterator[Path]:
         if index.parent != study.volumes:
             yield study.prediction_path(row["patient"])
         else:
-            yield study.volumes / row["patient"] / RECORD
+            yield from (study.volumes / row["patient"] / name for name in (RECORD, OVERVIEW))
             yield from (study.volumes / row["patient"] / f"{name}.nii" for name in FILES if isinstance(row[name], str))
 
 
@@ -119,11 +120,20 @@ def _snakemake(study: Study, cores: int, profile: Path | None, show: Show) -> No
                 time.sleep(0.3)
             watcher.look()
         finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+            _stop(process)
     if process.returncode:
         raise _failure(study, log)
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """End Snakemake: it waits for running steps, which may take hours, so not for long; they end with it."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _profile(name: str) -> Path:

@@ -1,14 +1,15 @@
 """The same image under two names, however it was stored, and collections that are known to share patients.
 
 An image is known by its *marks*: the local maxima of the smoothed image, each with the pattern of values round it as
-ratios to its own value. Noise and anatomy make such patterns unlike in any two scans, while they hardly depend on how a
-scan was stored. So these are found as the same image, in any combination: another file, compression, voxel type or
-rounding; other order or sense of the stored axes; another origin; SUV and Bq/ml, or a wrong scale; another crop, as
-long as about 14 cm in each direction are in common; another sampling up to voxels of 5 mm.
+ratios to its own value. Such patterns are unlike in any two persons, while they hardly depend on how a scan was stored.
+So these are found as the same image, in any combination: another file, compression, voxel type or rounding; other order
+or sense of the stored axes; another origin; SUV and Bq/ml, or a wrong scale; another crop, as long as about 14 cm in
+each direction are in common; another sampling up to voxels of 5 mm (of a CT with little bone in it, 2.5 mm).
 
-Not found: a scan of the same person at another time (only the column `person` can tell); an image with a wrong spacing,
-or mirrored or turned without its header saying so; images that share less than `_MARKS_NEEDED` marks, unless all their
-voxels are the same; a heavily smoothed copy. Two reconstructions of one acquisition may or may not be found.
+Also found, though not the same: a second scan of a person who lay the same way, and as a rule another reconstruction.
+Not found: a person at another time in another posture (only the column `person` can tell); an image with a wrong
+spacing, or mirrored or turned without its header saying so; images that share less than `_MARKS_NEEDED` marks, unless
+all their voxels are the same; a heavily smoothed copy.
 """
 
 from __future__ import annotations
@@ -30,20 +31,33 @@ from mtvlib.volume import Grid, to_array
 
 Kind = Literal["pet", "ct"]
 KINDS: tuple[Kind, ...] = ("pet", "ct")
-_AIR: dict[Kind, float] = {"pet": 0.0, "ct": -1000.0}  # ratios are of values above this
-_MOST: dict[Kind, float] = {"pet": np.inf, "ct": 500.0}  # metal and contrast medium must not outshine bone
-_SMOOTHING_MM = 4.0  # standard deviation: so wide that voxel sizes up to 5 mm make little difference
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How a kind of image is looked at. Ratios are of values above `floor` and up to `most`."""
+
+    floor: float
+    most: float
+    smoothing_mm: float  # standard deviation: so wide that voxel sizes up to 5 mm make little difference
+    reach_mm: float  # of a pattern; marks are the maxima within half of it, none is nearer to the field's end
+
+
+_LOOKS: dict[Kind, _Look] = {
+    "pet": _Look(0.0, float(np.finfo(np.float32).max), 4.0, 14.0),
+    # From fat to bone: above air all soft tissue is alike, and metal would outshine everything.
+    "ct": _Look(-100.0, 500.0, 5.0, 16.0),
+}
 _SHRUNK_MM = 4.0  # fine voxels are averaged up to about this size, for speed
-_APART_MM = 7.0  # marks are maxima among all voxels so near, along each axis
 _FAINT = 0.05  # share of the image's 99th percentile below which maxima are noise of the air
-_RADII_MM = (7.0, 14.0)
-_MARGIN_MM = 14.0  # towards the field's end, where a crop changes the pattern
 _SAME_PATTERN = 0.3  # largest distance of two patterns; 24 ratios, unlike marks are more than 1 apart as a rule
 _NEAR_PATTERN = 0.2  # among all images only patterns so near are looked for, which takes a third of the time
+_ASKED = 300  # most patterns of an image that are looked for; the image with fewer marks is asked as well
 _HITS = 2  # of these, before two images are compared mark by mark
 _SAME_PLACE_MM = 4.0
 _MARKS_NEEDED = 4
-_SHARE_NEEDED = 0.5  # of the marks within the common field; a couch or a mask of the same kind gives far less
+_SHARE_NEEDED = 0.3  # of the marks within the common field; a couch or a mask of the same kind gives far less
+_SHARE_OF_COPY = 0.75
 
 
 def _icosahedron() -> np.ndarray:
@@ -54,22 +68,23 @@ def _icosahedron() -> np.ndarray:
     return corners / np.hypot(1, golden)
 
 
-_AROUND_MM = np.concatenate([radius * _icosahedron() for radius in _RADII_MM])
+_AROUND = np.concatenate([_icosahedron() / 2, _icosahedron()])  # in units of the reach
 
 
 @dataclass(frozen=True)
 class ImagePrint:
-    """What an image is known by; some 10 kB for a head and neck, 50 kB for a whole body."""
+    """What an image is known by; some 10 kB for a head and neck, 200 kB for a noisy whole body."""
 
     digest: bytes  # of all voxels in the order of the patient's axes
     low_mm: np.ndarray  # (3,) of the field
     high_mm: np.ndarray
     marks_mm: np.ndarray  # (n, 3) LPS
     patterns: np.ndarray  # (n, 24): values round each mark in units of the mark's own
+    reach_mm: float = 14.0  # from a mark to the end of its pattern
 
     def marks_within(self, low_mm: np.ndarray, high_mm: np.ndarray) -> int:
         """Number of marks in a box that are far enough from its faces to be marks there too."""
-        inside = (self.marks_mm > low_mm + _MARGIN_MM) & (self.marks_mm < high_mm - _MARGIN_MM)
+        inside = (self.marks_mm > low_mm + self.reach_mm) & (self.marks_mm < high_mm - self.reach_mm)
         return int(inside.all(axis=1).sum())
 
 
@@ -83,10 +98,15 @@ class SameImage:
     marks: int = 0  # in common
     of: int = 0  # marks that the poorer image has in the common field
 
+    @property
+    def copy(self) -> bool:
+        """Whether it is one scan, not two of a person who lay the same way (whose noise moves a third of the marks)."""
+        return self.shift_mm is None or self.marks >= _SHARE_OF_COPY * self.of
+
     def __str__(self) -> str:
         if self.shift_mm is None:
             return "every voxel is the same"
-        moved = ", ".join(f"{side:.0f}" for side in self.shift_mm)
+        moved = ", ".join(str(round(side)) for side in self.shift_mm)
         return f"{self.marks} of {self.of} marks agree, moved by ({moved}) mm"
 
 
@@ -95,12 +115,13 @@ class SameImage:
 
 def image_print(image: sitk.Image, kind: Kind) -> ImagePrint:
     """The print of a PET (any unit) or of a CT in HU."""
-    low, high = Grid.of(image).box_mm()
-    smooth = _smoothed(image, kind)
+    look, (low, high) = _LOOKS[kind], Grid.of(image).box_mm()
+    smooth = _smoothed(image, look)
     values, grid = to_array(smooth), Grid.of(smooth)
-    indices = _peaks(values, grid)
-    marks, patterns = _patterns(values, grid, indices) if len(indices) else (np.zeros((0, 3)), np.zeros((0, 24)))
-    return ImagePrint(_digest(image), low, high, marks.astype(np.float32), patterns.astype(np.float32))
+    indices = _peaks(values, grid, look.reach_mm)
+    found = _patterns(values, grid, indices, look.reach_mm) if len(indices) else (np.zeros((0, 3)), np.zeros((0, 24)))
+    marks, patterns = (array.astype(np.float32) for array in found)
+    return ImagePrint(_digest(image), low, high, marks, patterns, look.reach_mm)
 
 
 def _digest(image: sitk.Image) -> bytes:
@@ -114,27 +135,27 @@ def _digest(image: sitk.Image) -> bytes:
     return digest.digest()
 
 
-def _smoothed(image: sitk.Image, kind: Kind) -> sitk.Image:
-    """Values above air, averaged over fine voxels and blurred, along the image's own axes: so none is interpolated."""
+def _smoothed(image: sitk.Image, look: _Look) -> sitk.Image:
+    """Values above the floor, averaged over fine voxels and blurred along the image's own axes (no interpolation)."""
     spacing, size = np.array(image.GetSpacing()), image.GetSize()
     factors = [int(min(max(_SHRUNK_MM / side, 1), n)) for side, n in zip(spacing + 1e-3, size, strict=True)]
-    small = sitk.Cast(sitk.BinShrink(image, factors), sitk.sitkFloat32)
-    most = min(_MOST[kind] - _AIR[kind], float(np.finfo(np.float32).max))
-    above = sitk.Clamp(small - _AIR[kind], sitk.sitkFloat32, 0.0, most)
-    return sitk.SmoothingRecursiveGaussian(above, _SMOOTHING_MM) if min(above.GetSize()) >= 4 else above
+    above = sitk.Cast(sitk.BinShrink(image, factors), sitk.sitkFloat32) - look.floor
+    above = sitk.Clamp(above, sitk.sitkFloat32, 0.0, look.most - look.floor)
+    return sitk.SmoothingRecursiveGaussian(above, look.smoothing_mm) if min(above.GetSize()) >= 4 else above
 
 
-def _peaks(values: np.ndarray, grid: Grid) -> np.ndarray:
+def _peaks(values: np.ndarray, grid: Grid, reach_mm: float) -> np.ndarray:
     """Indices (n, 3) of the local maxima that are no noise of the air and lie away from the field's end."""
     spacing = np.array(grid.spacing_mm)
-    highest = ndimage.maximum_filter(values, tuple(2 * np.rint(_APART_MM / spacing).astype(int) + 1), mode="nearest")
+    sides = tuple(2 * np.rint(reach_mm / 2 / spacing).astype(int) + 1)
     faint = _FAINT * float(np.percentile(values[::2, ::2, ::2], 99))
-    indices = np.argwhere((values == highest) & (values > max(faint, 1e-6)))
-    margin = np.ceil(_MARGIN_MM / spacing)
+    highest = values == ndimage.maximum_filter(values, sides, mode="nearest")
+    indices = np.argwhere(highest & (values > max(faint, 1e-6)))
+    margin = np.ceil(reach_mm / spacing)
     return indices[np.all((indices >= margin) & (indices <= np.array(grid.size) - 1 - margin), axis=1)]
 
 
-def _patterns(values: np.ndarray, grid: Grid, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _patterns(values: np.ndarray, grid: Grid, indices: np.ndarray, reach_mm: float) -> tuple[np.ndarray, np.ndarray]:
     """Marks (n, 3), mm, and their patterns (n, 24), at the maxima of the parabolas through each peak."""
     coefficients = ndimage.spline_filter(values, output=np.float32)
     marks = grid.to_mm(indices + _to_top(values, indices))
@@ -144,7 +165,7 @@ def _patterns(values: np.ndarray, grid: Grid, indices: np.ndarray) -> tuple[np.n
         sampled = ndimage.map_coordinates(coefficients, places, order=3, prefilter=False, mode="nearest")
         return sampled.reshape(points.shape[:-1])
 
-    patterns = at(marks[:, None] + _AROUND_MM) / at(marks)[:, None]
+    patterns = at(marks[:, None] + reach_mm * _AROUND) / at(marks)[:, None]
     clear = patterns.mean(axis=1) < 0.95  # flat maxima move with the noise of rounding
     return marks[clear], patterns[clear]
 
@@ -183,24 +204,32 @@ def _alike(prints: Sequence[ImagePrint], numbers: Sequence[int]) -> Iterator[Sam
     if not len(owner):
         return
     tree = cKDTree(np.concatenate([prints[number].patterns for number in numbers]))
-    for second in numbers:
-        near = tree.query_ball_point(prints[second].patterns, _NEAR_PATTERN) if len(prints[second].patterns) else []
-        others = owner[[mark for marks in near for mark in marks]] if len(near) else owner[:0]
-        candidates, hits = np.unique(others[others < second], return_counts=True)
-        for first in candidates[hits >= _HITS].tolist():
-            pair = _compared(prints, first, second)
-            if pair:
-                yield pair
+    candidates = set().union(*(_candidates(prints[number].patterns, number, tree, owner) for number in numbers))
+    for first, second in sorted(candidates):
+        pair = _compared(prints, first, second)
+        if pair:
+            yield pair
+
+
+def _candidates(patterns: np.ndarray, number: int, tree: cKDTree, owner: np.ndarray) -> set[tuple[int, int]]:
+    """Pairs of this image with others that have several of its patterns; of a whole body a sample is enough."""
+    asked = patterns[:: 1 + len(patterns) // _ASKED]
+    if not len(asked):
+        return set()
+    others = owner[[mark for marks in tree.query_ball_point(asked, _NEAR_PATTERN) for mark in marks]]
+    found, hits = np.unique(others[others != number], return_counts=True)
+    return {(min(number, other), max(number, other)) for other in found[hits >= _HITS].tolist()}
 
 
 def _compared(prints: Sequence[ImagePrint], first: int, second: int) -> SameImage | None:
     """The pair, if one shift brings most of the marks of the common field onto each other."""
     a, b = prints[first], prints[second]
-    marks_a, marks_b = np.nonzero(cdist(a.patterns, b.patterns) < _SAME_PATTERN)
-    shifts = b.marks_mm[marks_b] - a.marks_mm[marks_a]
+    apart = cdist(a.patterns, b.patterns)
+    like = apart.argmin(axis=1)
+    shifts = (b.marks_mm[like] - a.marks_mm)[apart.min(axis=1) < _SAME_PATTERN]
     agree = cdist(shifts, shifts) < _SAME_PLACE_MM
     best = agree[agree.sum(axis=1).argmax()]
-    shift, marks = shifts[best].mean(axis=0), len(np.unique(marks_a[best]))
+    shift, marks = shifts[best].mean(axis=0), int(best.sum())
     of = min(a.marks_within(b.low_mm - shift, b.high_mm - shift), b.marks_within(a.low_mm + shift, a.high_mm + shift))
     if marks < _MARKS_NEEDED or marks < _SHARE_NEEDED * of:
         return None

@@ -134,7 +134,8 @@ def delineate(models: Sequence[Model], images: Images, params: Params, clock: Cl
     ct = None if images.ct is None else to_array(resample(images.ct, prepared.grid, outside=AIR_HU))
     case = ViewCase("", prepared.suv, np.zeros_like(inside), inside, prepared.grid.spacing_mm, ct)
     clock.lap("resample")
-    return Delineation(labels, case, table, [CUT] if cut else [])
+    doubts = [f"crop uncertain: {doubt}" for doubt in prepared.doubts]
+    return Delineation(labels, case, table, [*doubts, CUT] if cut else doubts)
 
 
 def patients_of(pets: Sequence[Path], cts: Sequence[Path]) -> list[tuple[str, Path, Path | None]]:

@@ -15,18 +15,32 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
+from PIL import Image
 
 from mtvlib import fingerprint
 from mtvlib.classes import LESION_CLASSES
 from mtvlib.cohort import FILES, Images, check_images, labelled_points_mm, open_images, stop_on_errors
 from mtvlib.errors import InputError
-from mtvlib.files import sha256, write_json, write_text
+from mtvlib.files import atomic_path, sha256, write_json, write_text
 from mtvlib.params import IMAGES, Params
 from mtvlib.study import Study
-from mtvlib.volume import Grid, resample, resample_labels, study_grid, to_array, to_image, write_image
+from mtvlib.volume import (
+    AxialCrop,
+    Grid,
+    axial_crop,
+    resample,
+    resample_labels,
+    study_grid,
+    to_array,
+    to_image,
+    write_image,
+)
 
 AIR_HU = -1000.0
 RECORD = "prepared.json"
+OVERVIEW = "overview.png"
+OVERVIEW_MM = 4.0  # pixel of the overview: enough to see organs, too coarse for a face
+OVERVIEW_SUV = 8.0  # shown black
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,7 @@ class Prepared:
     reference: np.ndarray | None  # (x, y, z) uint8
     suv: np.ndarray  # (x, y, z) float32
     grid: Grid
+    doubts: tuple[str, ...] = ()  # why the axial crop may be wrong
 
 
 # --- writing
@@ -47,18 +62,21 @@ def prepare_patient(row: Mapping[str, Any] | pd.Series, params: Params, folder: 
     """Check a patient's images, resample them onto the study's grid and write `folder`/<patient>/.
 
     Files: `pet.nii` (SUV, float32, 0 outside the field), `ct.nii` (HU, int16, -1000 outside), `reference.nii` (uint8),
-    uncompressed so that they can be memory-mapped, and last `prepared.json` (grid, sources with sha256, axial crop, how
-    much of the reference the crop keeps, warnings, seconds). `row` needs patient, pet, ct, reference ('' for none).
-    Raises `InputError` listing everything that is wrong with the images.
+    uncompressed so that they can be memory-mapped, `overview.png` (see `_write_overview`), and last `prepared.json`
+    (grid, sources with sha256, axial crop and why it may be wrong, the crop's frame in the overview, how much of the
+    reference the crop keeps, warnings, seconds). `row` needs patient, pet, ct, reference ('' for none). Raises
+    `InputError` listing everything that is wrong with the images.
     """
     began = time.perf_counter()
     patient, target = row["patient"], Path(folder) / row["patient"]
     images, warnings = _open(row, params)
-    grid, prepared = _on_study_grid(images, params, patient)
-    for name in (RECORD, *(f"{name}.nii" for name in FILES)):
+    crop, grid, prepared = _on_study_grid(images, params, patient)
+    for name in (RECORD, OVERVIEW, *(f"{name}.nii" for name in FILES)):
         (target / name).unlink(missing_ok=True)  # of an earlier run with other images
     for name, image in prepared.present().items():
         write_image(image, target / f"{name}.nii")
+    frame = _write_overview(images.pet, grid, target / OVERVIEW)
+    warnings += [f"crop uncertain: {doubt}" for doubt in crop.doubts]
     kept = _kept_of_reference(images, prepared, grid)
     if kept and kept["fraction"] is not None and kept["fraction"] < 1:
         warnings.append(f"the crop cuts off {1 - kept['fraction']:.1%} of the reference's voxels")
@@ -67,7 +85,9 @@ def prepare_patient(row: Mapping[str, Any] | pd.Series, params: Params, folder: 
         "params": params.part(IMAGES),
         "code": code,
         "grid": asdict(grid),
-        "axial_mm": {"field": _axial_mm(Grid.of(images.pet)), "kept": _axial_mm(grid)},
+        "axial_mm": {"field": _axial_mm(Grid.of(images.pet)), "kept": _axial_mm(grid), "brain": crop.brain_mm},
+        "doubts": list(crop.doubts),
+        "overview": frame,
         "reference": kept,
         "warnings": warnings,
         "sources": {name: _source(row[name]) for name in images.present()},
@@ -89,13 +109,14 @@ def _check_ct(there: bool, params: Params, patient: str | None) -> None:
         raise InputError("has no CT", patient=patient, remedy="give a CT, or set channels to [pet].")
 
 
-def _on_study_grid(images: Images, params: Params, patient: str | None) -> tuple[Grid, Images]:
-    grid = study_grid(images.pet, images.ct, params.spacing_mm, params.crop_shape, params.axial_mm)
+def _on_study_grid(images: Images, params: Params, patient: str | None) -> tuple[AxialCrop, Grid, Images]:
+    crop = axial_crop(images.pet, images.ct, params.axial_mm)
+    grid = study_grid(images.pet, images.ct, params.spacing_mm, params.crop_shape, params.axial_mm, crop)
     prepared = _resample(images, grid)
     if np.ptp(sitk.GetArrayViewFromImage(prepared.pet)) == 0:
         remedy = "check the PET, or exclude the patient."
         raise InputError("the PET is constant within the study's field", patient=patient, remedy=remedy)
-    return grid, prepared
+    return crop, grid, prepared
 
 
 def _resample(images: Images, grid: Grid) -> Images:
@@ -131,6 +152,24 @@ def _axial_mm(grid: Grid) -> list[float]:
     return [float(low[2]), float(high[2])]
 
 
+def _write_overview(pet: sitk.Image, kept: Grid, path: Path) -> dict[str, Any]:
+    """Coronal maximum projection of the PET's whole field, 4 mm pixels, SUV 0 white to 8 black, seen from the front.
+
+    Returns where it lies: pixel side, mm, and the frame of `kept` in pixels (left, top, right, bottom), which may reach
+    beyond the picture; the patient's left is on the right.
+    """
+    low, high = Grid.of(pet).box_mm()
+    nx, ny, nz = (int(side) for side in np.maximum(1, (high - low) / OVERVIEW_MM))
+    grid = Grid((nx, ny, nz), (OVERVIEW_MM,) * 3, tuple((low + OVERVIEW_MM / 2).tolist()))
+    suv = to_array(resample(pet, grid, outside=0.0)).max(axis=1)
+    shades = np.rint(255 * (1 - np.clip(suv / OVERVIEW_SUV, 0, 1))).astype(np.uint8)
+    with atomic_path(path) as temporary:
+        Image.fromarray(shades.T[::-1]).save(temporary, optimize=True)
+    (left, _, bottom), (right, _, top) = ((corner - low) / OVERVIEW_MM for corner in kept.box_mm())
+    frame = [left, nz - top, right, nz - bottom]
+    return {"file": path.name, "pixel_mm": OVERVIEW_MM, "frame": [round(float(side), 2) for side in frame]}
+
+
 def _source(path: str | Path) -> dict[str, str]:
     # The name without folders, which tell of the machine or its user; the hash tells which file it was.
     return {"file": Path(path).name, "sha256": sha256(path)}
@@ -143,7 +182,8 @@ def prepare_cohort(study: Study, cohort: pd.DataFrame, *, say: Callable[[str], N
     """Prepare every patient that takes part; unchanged ones (images, parameters, code) are left as they are.
 
     `cohort` with absolute paths and `split`. Patients run side by side on `threads` threads. Writes and returns
-    `volumes/prepared.csv`, one row a patient: patient, pet, ct, reference (sha256 of the sources), slices, warnings.
+    `volumes/prepared.csv`, one row a patient: patient, pet, ct, reference (sha256 of the sources), slices,
+    volume_change, crop_doubts, warnings.
     """
     rows = cohort[cohort["split"] != "excluded"].to_dict("records")
     code = fingerprint.of_modules([__name__])
@@ -171,7 +211,8 @@ def _current(row: dict[str, Any], params: Params, path: Path, code: str) -> dict
     wanted = [name for name in FILES if row.get(name) and (name != "ct" or "ct" in params.channels)]
     sources = {name: _source(row[name]) for name in wanted}
     same = (record["params"], record["code"], record["sources"]) == (params.part(IMAGES), code, sources)
-    return record if same and all((path.parent / f"{name}.nii").exists() for name in wanted) else None
+    files = (OVERVIEW, *(f"{name}.nii" for name in wanted))
+    return record if same and all((path.parent / name).exists() for name in files) else None
 
 
 def _index_row(record: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +220,15 @@ def _index_row(record: dict[str, Any]) -> dict[str, Any]:
     slices = record["grid"]["size"][2]
     change = _volume_change(record["reference"])
     warnings = "; ".join(record["warnings"])
-    return {"patient": record["patient"], **sources, "slices": slices, "volume_change": change, "warnings": warnings}
+    doubts = "; ".join(record["doubts"])
+    return {
+        "patient": record["patient"],
+        **sources,
+        "slices": slices,
+        "volume_change": change,
+        "crop_doubts": doubts,
+        "warnings": warnings,
+    }
 
 
 def _volume_change(reference: dict[str, Any] | None) -> float | None:
@@ -199,8 +248,9 @@ def prepare_images(pet: sitk.Image, ct: sitk.Image | None, params: Params, patie
     _check_ct(ct is not None, params, patient or None)
     images = Images(pet, ct if "ct" in params.channels else None, None)
     stop_on_errors(replace(finding, patient=patient or None, file=None) for finding in check_images(images))
-    grid, prepared = _on_study_grid(images, params, patient or None)
-    return _normalised(patient, {name: to_array(image) for name, image in prepared.present().items()}, grid, params)
+    crop, grid, prepared = _on_study_grid(images, params, patient or None)
+    arrays = {name: to_array(image) for name, image in prepared.present().items()}
+    return replace(_normalised(patient, arrays, grid, params), doubts=crop.doubts)
 
 
 def load_patient(folder: str | Path, patient: str, params: Params) -> Prepared:
@@ -213,7 +263,7 @@ def load_patient(folder: str | Path, patient: str, params: Params) -> Prepared:
     record = _record(target / RECORD, patient)
     _check_record(record, params, target / RECORD)
     arrays = {name: _voxels(target / f"{name}.nii") for name in record["sources"]}
-    return _normalised(patient, arrays, _grid(record["grid"]), params)
+    return replace(_normalised(patient, arrays, _grid(record["grid"]), params), doubts=tuple(record["doubts"]))
 
 
 def _normalised(patient: str, arrays: Mapping[str, np.ndarray], grid: Grid, params: Params) -> Prepared:

@@ -104,6 +104,11 @@ def show_html(
     display(data, raw=True, metadata={METADATA_KEY: about})
 
 
+def show_picture(png: bytes, label: str, caption: str, alt: str) -> None:
+    """Display a PNG with its caption (Markdown) and alternative text."""
+    show_html(_picture(png, "image/png", alt), label, caption, alt, png=png)
+
+
 def note(title: str, text: str, kind: str = "note") -> None:
     """Display a call-out (`note`, `important` or `warning`): Quarto's own in the report, a bordered box elsewhere."""
     box = (

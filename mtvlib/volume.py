@@ -408,48 +408,126 @@ _COARSE_MM = 4.0
 _THICK_VOXELS = 7  # side of the square that must fit into the body: couch, headrest and tubes do not hold it
 _HEAD_AREA_MM2 = 8000.0  # more than a raised arm, less than a head
 _SKULLCAP_MM = 30.0  # from the first slice of that area up to the vertex, with a little air
+_OVER_BRAIN_MM = 20.0  # from the upper end of the brain's uptake to the vertex, with a little air
+_DISAGREEMENT_MM = 35.0  # between the head's top by the body and by the brain that is no doubt yet
+
+
+@dataclass(frozen=True)
+class AxialCrop:
+    """What is kept of a field along the patient's axis: LPS z, mm. `doubts` say why it may be wrong."""
+
+    bottom_mm: float
+    top_mm: float
+    brain_mm: tuple[float, float] | None = None  # lower and upper end; None if not found or not looked for
+    doubts: tuple[str, ...] = ()
 
 
 def study_grid(
-    pet: sitk.Image, ct: sitk.Image | None, spacing_mm: float, crop_shape: tuple[int, int], axial_mm: float
+    pet: sitk.Image,
+    ct: sitk.Image | None,
+    spacing_mm: float,
+    crop_shape: tuple[int, int],
+    axial_mm: float,
+    crop: AxialCrop | None = None,
 ) -> Grid:
     """The grid of the study: isotropic voxels along the LPS axes, whatever the PET's own orientation.
 
     In plane `crop_shape` voxels centred on the centre of the PET's field, axially the whole field (paper, Methods:
-    2.5 mm, central 128 x 128 crop). A field longer than `axial_mm` is cut to the head and neck, from the vertex (see
-    `head_top_mm`) down `axial_mm` (choice; the paper says only "variable axial crop").
+    2.5 mm, central 128 x 128 crop). A field longer than `axial_mm` is cut to the head and neck, from the vertex down
+    `axial_mm` (choice; the paper says only "variable axial crop"); `crop` is that of `axial_crop`, if made already.
     """
     low, high = Grid.of(pet).box_mm()
-    bottom, top = float(low[2]), float(high[2])
-    if top - bottom > axial_mm:
-        top = head_top_mm(pet, ct)
-        bottom = max(bottom, top - axial_mm)
-    slices = max(1, int((top - bottom) / spacing_mm + 1e-6))
+    kept = crop or axial_crop(pet, ct, axial_mm)
+    slices = max(1, int((kept.top_mm - kept.bottom_mm) / spacing_mm + 1e-6))
     size = (*crop_shape, slices)
-    centre = np.array([*(low + high)[:2] / 2, top - slices * spacing_mm / 2])
+    centre = np.array([*(low + high)[:2] / 2, kept.top_mm - slices * spacing_mm / 2])
     origin = centre - (np.array(size) - 1) / 2 * spacing_mm
     return Grid(size, (spacing_mm,) * 3, tuple(origin.tolist()))
 
 
-def head_top_mm(pet: sitk.Image, ct: sitk.Image | None) -> float:
-    """Upper end (LPS z, mm) of the head, at most that of the PET's field, found on the CT or, without one, on the PET.
+def axial_crop(pet: sitk.Image, ct: sitk.Image | None, axial_mm: float) -> AxialCrop:
+    """The head and neck in a field longer than `axial_mm`; a shorter one is kept whole, unlooked at.
 
-    The highest slice with a connected body section (above -500 HU, or SUV 0.3) of 80 cm2, and 30 mm more for the
-    skullcap: raised arms have smaller sections; an opening by a 28 mm square removes couch and headrest. Where
-    nothing is found the field's end is taken (choice).
+    The vertex is sought twice: by the body's outline on the CT or, without one, on the PET (`body_sections`), and by
+    the brain on the PET (`find_brain`). Where they agree, the outline says where the crop begins; where not (arms
+    crossed above the head, a couch's end), the brain does. Doubts: they disagree; no brain is found; the field ends
+    within the head; the brain is at the field's lower end, as in an image whose header has head and feet exchanged,
+    which is then cut from its lower end up.
     """
-    field_top = float(Grid.of(pet).box_mm()[1][2])
+    low, high = (float(end[2]) for end in Grid.of(pet).box_mm())
+    if high - low <= axial_mm:
+        return AxialCrop(low, high)
+    sections = body_sections(pet, ct)
+    brain = find_brain(pet, sections)
+    if brain is not None and not brain.upright:
+        bottom = max(low, brain.low_mm - _OVER_BRAIN_MM)
+        doubt = "the brain lies at the lower end: head and feet may be exchanged"
+        return AxialCrop(bottom, min(high, bottom + axial_mm), (brain.low_mm, brain.high_mm), (doubt,))
+    top, doubts = _head_top(sections, brain, high)
+    ends = None if brain is None else (brain.low_mm, brain.high_mm)
+    return AxialCrop(max(low, top - axial_mm), top, ends, tuple(doubts))
+
+
+def head_top_mm(pet: sitk.Image, ct: sitk.Image | None) -> float:
+    """Upper end (LPS z, mm) of the head with a little air, at most that of the PET's field; see `axial_crop`."""
+    return axial_crop(pet, ct, 0.0).top_mm
+
+
+def _head_top(sections: BodySections, brain: Brain | None, field_top: float) -> tuple[float, list[str]]:
+    by_body = min(field_top, sections.highest_mm(_HEAD_AREA_MM2, below_mm=field_top) + _SKULLCAP_MM)
+    if brain is None:
+        cut = [_CUT_HEAD] if sections.reach(field_top, _HEAD_AREA_MM2) else []
+        return by_body, ["no brain was found in the PET", *cut]
+    by_brain = min(field_top, brain.high_mm + _OVER_BRAIN_MM)
+    cut = [_CUT_HEAD] if brain.cut else []
+    if abs(by_body - by_brain) <= _DISAGREEMENT_MM:
+        return by_body, cut
+    doubt = f"the head ends at {by_brain:.0f} mm by the brain, which is taken, but at {by_body:.0f} mm by the outline"
+    return by_brain, [doubt, *cut]
+
+
+_CUT_HEAD = "the field ends within the head"
+
+
+# --- the body's outline
+
+
+@dataclass(frozen=True)
+class BodySections:
+    """Area of the largest connected section of the body at each height (LPS z, mm, ascending)."""
+
+    heights_mm: np.ndarray
+    areas_mm2: np.ndarray
+
+    def highest_mm(self, area_mm2: float, below_mm: float) -> float:
+        """The highest section of at least this area; infinity if there is none below `below_mm`."""
+        heights = self.heights_mm[(self.areas_mm2 >= area_mm2) & (self.heights_mm < below_mm)]
+        return float(heights[-1]) if heights.size else math.inf
+
+    def largest_mm2(self, low_mm: float, high_mm: float) -> float:
+        within = (self.heights_mm >= low_mm) & (self.heights_mm <= high_mm)
+        return float(self.areas_mm2[within].max(initial=0.0))
+
+    def reach(self, end_mm: float, area_mm2: float) -> bool:
+        """Whether the sections next to a height are at least that large."""
+        return self.largest_mm2(end_mm - 2 * _COARSE_MM, end_mm) >= area_mm2
+
+
+def body_sections(pet: sitk.Image, ct: sitk.Image | None) -> BodySections:
+    """The body on the CT (above -500 HU) or, without one, on the PET (SUV 0.3), slice by slice.
+
+    An opening by a 28 mm square removes couch and headrest (choice).
+    """
     image, threshold = (pet, _BODY_SUV) if ct is None else (ct, _BODY_HU)
     grid = _coarse_grid(Grid.of(image))
     body = to_array(resample(image, grid, outside=threshold - 1)) > threshold
     square = (_THICK_VOXELS, _THICK_VOXELS, 1)
     solid = ndimage.maximum_filter(ndimage.minimum_filter(body, square), square)
     sections, n = ndimage.label(solid, structure=_IN_PLANE)
-    large = np.flatnonzero(np.bincount(sections.ravel(), minlength=n + 1)[1:] * _COARSE_MM**2 >= _HEAD_AREA_MM2) + 1
-    slices = np.flatnonzero(np.isin(sections, large).any((0, 1)))
-    heights = grid.origin_mm[2] + slices * _COARSE_MM
-    heights = heights[heights < field_top]
-    return min(field_top, float(heights[-1]) + _SKULLCAP_MM) if heights.size else field_top
+    areas = np.bincount(sections.ravel(), minlength=n + 1) * _COARSE_MM**2
+    areas[0] = 0
+    heights = grid.origin_mm[2] + np.arange(grid.size[2]) * _COARSE_MM
+    return BodySections(heights, areas[sections].max(axis=(0, 1)))
 
 
 def _coarse_grid(grid: Grid) -> Grid:
@@ -458,3 +536,85 @@ def _coarse_grid(grid: Grid) -> Grid:
     size = np.maximum(1, ((high - low) / _COARSE_MM).astype(int))
     origin = (low + high) / 2 - (size - 1) / 2 * _COARSE_MM
     return Grid(tuple(size.tolist()), (_COARSE_MM,) * 3, tuple(origin.tolist()))
+
+
+# --- the brain
+
+_BRAIN_SUV = (2.0, 2.5, 3.0, 4.0, 5.0, 6.5, 8.0)  # one of them parts the brain from what lies beside it
+_BRAIN_ML = (600.0, 2500.0)
+_BRAIN_MM = np.array([(95.0, 190.0), (120.0, 230.0), (70.0, 200.0)])  # extent along x, y, z
+_BRAIN_PART_ML, _BRAIN_PART_MM = 120.0, 20.0  # at least, of a brain that the field cuts
+_CUT_AREA_MM2 = 2000.0  # a smaller section at the field's end is the tip of the brain, or its blur
+_BRAIN_FILL = 0.55  # share of the ellipsoid of the same extent
+_BRAIN_SYMMETRY = 0.75  # overlap (Dice) with its mirror image
+_BRAIN_SHARE = 0.45  # of the body's section: no organ of the trunk has as much of it
+_BRAIN_BLUR_MM = 4.0
+_FAR_MM = 45.0  # beyond the brain only raised arms are left
+_BESIDE = 0.6  # largest section beyond the brain, of the largest on the other side
+
+
+@dataclass(frozen=True)
+class Brain:
+    """Where the brain lies (LPS z, mm), whether the field cuts it, and on which side of the trunk it is."""
+
+    low_mm: float
+    high_mm: float
+    cut: bool
+    upright: bool
+    fill: float  # how much like an ellipsoid: of several candidates the best is the brain
+
+
+def find_brain(pet: sitk.Image, sections: BodySections) -> Brain | None:
+    """The brain in a FDG PET in SUV, or None.
+
+    A component above one of several thresholds with the brain's volume and extent that is compact, symmetric, takes up
+    much of the body's section and has the trunk on one side only. So bladder, heart and liver are none, and a tumour
+    beside the brain parts from it at some threshold. At the field's end part of a brain is enough. Limits are choices.
+    """
+    grid = _coarse_grid(Grid.of(pet))
+    suv = to_array(resample(pet, grid, outside=0.0))
+    suv = ndimage.gaussian_filter(suv, _BRAIN_BLUR_MM / _COARSE_MM)
+    found = [brain for level in _BRAIN_SUV for brain in _brains(suv > level, grid, sections)]
+    # Upright ones first: a large tumour of a leg is far from the head.
+    return max(found, key=lambda brain: (brain.upright, not brain.cut, brain.fill), default=None)
+
+
+def _brains(hot: np.ndarray, grid: Grid, sections: BodySections) -> Iterator[Brain]:
+    numbers, n = ndimage.label(hot)
+    volumes = np.bincount(numbers.ravel(), minlength=n + 1) * grid.voxel_ml
+    for number, box in enumerate(ndimage.find_objects(numbers), start=1):
+        if _BRAIN_PART_ML <= volumes[number] <= _BRAIN_ML[1]:
+            brain = _as_brain(numbers[box] == number, box, grid, sections)
+            if brain is not None:
+                yield brain
+
+
+def _as_brain(part: np.ndarray, box: tuple[slice, slice, slice], grid: Grid, sections: BodySections) -> Brain | None:
+    """A component as a brain, or None if it is none."""
+    ends = part[:, :, 0] if box[2].start == 0 else part[:, :, -1] if box[2].stop == grid.size[2] else part[:0]
+    cut = ends.sum() * _COARSE_MM**2 > _CUT_AREA_MM2
+    extent = np.array(part.shape) * _COARSE_MM
+    limits = _BRAIN_MM if not cut else np.array([*_BRAIN_MM[:2], (_BRAIN_PART_MM, _BRAIN_MM[2, 1])])
+    ml, area = part.sum() * grid.voxel_ml, part.sum(axis=(0, 1)).max() * _COARSE_MM**2
+    fill = ml * 1000 / (math.pi / 6 * extent.prod())
+    low = grid.origin_mm[2] + (box[2].start - 0.5) * _COARSE_MM
+    high = low + extent[2]
+    fits = (
+        np.all((extent >= limits[:, 0]) & (extent <= limits[:, 1]))
+        and (cut or ml >= _BRAIN_ML[0])
+        and fill >= _BRAIN_FILL
+        and _symmetry(part) >= _BRAIN_SYMMETRY
+        and area >= _BRAIN_SHARE * sections.largest_mm2(low, high)
+    )
+    above, below = sections.largest_mm2(high + _FAR_MM, math.inf), sections.largest_mm2(-math.inf, low - _FAR_MM)
+    if not fits or min(above, below) > _BESIDE * max(above, below):
+        return None
+    return Brain(float(low), float(high), bool(cut), bool(above <= below), float(fill))
+
+
+def _symmetry(part: np.ndarray) -> float:
+    """Overlap (Dice) of a component with its mirror image about its own middle, left to right."""
+    padded = np.pad(part, ((2, 2), (0, 0), (0, 0)))
+    mirrored = padded[::-1]
+    shifts = (np.roll(mirrored, step, axis=0) for step in (-2, -1, 0, 1, 2))
+    return float(max((padded & shifted).sum() for shifted in shifts) / part.sum())

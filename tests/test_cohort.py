@@ -88,7 +88,20 @@ def test_unreadable_tables_are_refused_and_reported(tmp_path):
             path.write_bytes(content)
         with pytest.raises(InputError, match=problem):
             read_cohort(path)
-        assert problem in only(check_cohort(path), "cohort_file").message
+        finding = only(check_cohort(path), "cohort_file")
+        assert problem in finding.message
+        assert finding.remedy
+
+
+def test_a_folder_in_place_of_the_table_is_told_with_a_remedy(tmp_path):
+    finding = only(check_cohort(tmp_path), "cohort_file")
+    assert str(finding) == (
+        f"error: file {tmp_path}: cannot be read: Is a directory. Remedy: name the file cohort.csv itself."
+    )
+
+
+def test_a_finding_without_a_remedy_does_not_speak_of_one():
+    assert str(cohort.Finding("error", "x", "is wrong.", "", row=2)) == "error: row 2: is wrong."
 
 
 def test_a_missing_column_is_named_with_the_nearest_one(tmp_path):
@@ -99,6 +112,14 @@ def test_a_missing_column_is_named_with_the_nearest_one(tmp_path):
     assert "'patient' is missing. Remedy: rename 'Patient' to 'patient'" in text
     assert "'pet' is missing. Remedy: rename 'pett'" in text
     assert "'site' is missing. Remedy: add it" in text
+
+
+@pytest.mark.parametrize("missing", ["patient", "cohort", "site", "pet", "ct"])
+def test_no_known_column_is_to_be_renamed_to_a_missing_one(tiny_cohort, missing):
+    path = tiny_cohort(1, {0: {"person": "A", "stage": "II", "death": "0"}})
+    table = pd.read_csv(path).drop(columns=missing)
+    table.to_csv(path, index=False)
+    assert only(check_cohort(path), "missing_column").remedy == "add it; README.md describes the columns."
 
 
 def test_a_misspelt_optional_column_is_a_warning(tiny_cohort):
@@ -255,6 +276,18 @@ def test_a_bad_image_is_named_with_row_patient_file_value_and_remedy(tiny_cohort
     assert finding.file.endswith(f"P1_{which}.nii.gz")
     assert finding.remedy
     assert value is None or value in finding.value
+
+
+def test_what_is_wrong_with_an_image_reads_as_a_sentence(tiny_cohort):
+    path = tiny_cohort(3)
+    write_image(to_image(tiny_images()["pet"][0] * 0, PET_GRID), path.parent / "images/P0_pet.nii.gz")
+    (path.parent / "images/P1_ct.nii.gz").write_bytes(b"no image")
+    labels, grid = bad_image("reference", lambda array, grid: (spotted(array, 3), grid))["reference"]
+    write_image(to_image(labels, grid), path.parent / "images/P2_reference.nii.gz")
+    constant, damaged, foreign = (str(finding) for finding in check_cohort(path))
+    assert "the PET: every voxel has the same value (found: 0.0). Remedy: export" in constant
+    assert "the CT is truncated or damaged (Not a gzipped file (b'no')). Remedy: copy" in damaged
+    assert "the reference: a label map may hold 0, 1, 2 only (found: 3). Remedy: recode" in foreign
 
 
 def test_unreadable_images_of_every_row_are_found_in_one_go(tiny_cohort):

@@ -127,7 +127,7 @@ def test_nothing_is_forgotten_of_a_whole_study(prepared):
     assert (prepared.predictions / "external.csv").exists()
 
 
-@pytest.mark.parametrize("name", ["pet.nii", "reference.nii", "prepared.json"])
+@pytest.mark.parametrize("name", ["pet.nii", "reference.nii", "overview.png", "prepared.json"])
 def test_a_deleted_volume_is_prepared_again_and_the_others_are_kept(prepared, name):
     (prepared.volumes / "P1" / name).unlink()
     kept = (prepared.volumes / "P2" / "pet.nii").stat().st_mtime_ns

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import CT_GRID, PET_GRID, tiny_images, tiny_row, write_table
+from PIL import Image
 from scipy import ndimage
 
 from mtvlib.cohort import assign_folds, check_cohort, read_cohort
@@ -44,6 +45,7 @@ def test_images_lie_on_the_study_grid_uncompressed_in_their_types(tmp_path):
     assert {path.name for path in (tmp_path / "volumes/P1").iterdir()} == {
         *(f"{n}.nii" for n in types),
         "prepared.json",
+        "overview.png",
     }
     for name, dtype in types.items():
         path = tmp_path / f"volumes/P1/{name}.nii"
@@ -77,7 +79,8 @@ def test_record_tells_grid_sources_crop_and_reference_but_no_folder(tmp_path):
     record = json.loads(text)
     assert str(tmp_path) not in text
     assert record["grid"]["size"] == [32, 32, 19]
-    assert record["axial_mm"] == {"field": [-2, 46], "kept": [-1.5, 46]}
+    assert record["axial_mm"] == {"field": [-2, 46], "kept": [-1.5, 46], "brain": None}
+    assert record["doubts"] == []
     assert record["sources"]["pet"]["file"] == "P1_pet.nii.gz"
     assert record["reference"]["fraction"] == 1
     assert record["reference"]["source_ml"] == pytest.approx({"primary": 64 * 0.064, "nodes": 8 * 0.064})
@@ -85,6 +88,36 @@ def test_record_tells_grid_sources_crop_and_reference_but_no_folder(tmp_path):
     assert record["reference"]["prepared_ml"]["primary"] == pytest.approx((reference == 1).sum() * 0.015625)
     assert record["warnings"] == []
     assert record["seconds"] > 0
+
+
+def test_the_overview_shows_the_whole_field_from_the_front_with_the_frame_of_the_crop(tmp_path):
+    prepare_patient(row_of(tmp_path), PARAMS, tmp_path)
+    record = json.loads((tmp_path / "P1/prepared.json").read_text())
+    with Image.open(tmp_path / "P1/overview.png") as picture:
+        shades = np.asarray(picture)
+    # Pixels of 4 mm are the PET's own voxels: rows from the head down, columns from the right side to the left.
+    array, _ = tiny_images()["pet"]
+    expected = np.rint(255 * (1 - np.clip(array.max(axis=1) / 8, 0, 1))).T[::-1]
+    assert np.abs(shades - expected).max() <= 1
+    # The field is 64 x 48 mm, the crop 80 mm wide about its middle and 47.5 mm high from the field's top.
+    assert record["overview"] == {"file": "overview.png", "pixel_mm": 4.0, "frame": [-2, 0, 18, 11.88]}
+
+
+def test_a_doubt_about_the_crop_is_a_warning_and_in_the_table(tmp_path, study):
+    short = PARAMS.model_copy(update={"axial_mm": 80.0})
+    study = Study(study.params.model_copy(update={"axial_mm": 80.0}))
+    tall = Grid((16, 16, 30), (4.0,) * 3, (-30.0, -30.0, -72.0))
+    pet = np.random.default_rng(0).uniform(0.5, 1.0, tall.size).astype(np.float32)
+    row = replaced(tmp_path / "one", pet=(pet, tall))
+    prepare_patient(row, short, tmp_path)
+    record = json.loads((tmp_path / "P1/prepared.json").read_text())
+    assert record["doubts"][0] == "no brain was found in the PET"
+    assert "crop uncertain: no brain was found in the PET" in record["warnings"]
+    write_image(to_image(pet, tall), study.source.parent / "images/P2_pet.nii.gz")
+    table = prepare_cohort(study, assign_folds(read_cohort(study.source), study.params), say=lambda line: None)
+    doubts = table.set_index("patient")["crop_doubts"]
+    assert doubts["P2"].startswith("no brain")
+    assert doubts["P0"] == ""
 
 
 def test_a_reference_that_the_crop_cuts_is_told(tmp_path):
@@ -238,6 +271,14 @@ def test_cohort_is_prepared_once_and_again_only_where_something_changed(study):
     after = times(study.volumes)
     assert {path.parent.name for path in after if after[path] != before[path]} == {"P2"}
     assert written.read_bytes() != index
+
+
+def test_a_lost_overview_is_made_again(study):
+    table = assign_folds(read_cohort(study.source), study.params)
+    prepare_cohort(study, table, say=lambda line: None)
+    (study.volumes / "P3/overview.png").unlink()
+    prepare_cohort(study, table, say=lambda line: None)
+    assert (study.volumes / "P3/overview.png").exists()
 
 
 def test_other_parameters_prepare_again_and_pet_alone_is_kept_though_there_is_a_ct(study):

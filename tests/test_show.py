@@ -131,6 +131,15 @@ def test_a_table_carries_its_typst_twin(shown):
 # --- notes
 
 
+def test_a_picture_reaches_page_and_pdf_with_its_alternative_text(shown):
+    show.show_picture(PNG, "fig-crop", "A *picture*.", ALT)
+    ((data, metadata),) = shown
+    assert base64.b64decode(data["image/png"]) == PNG
+    assert 'alt="Two points, &quot;low&quot; &amp; &lt;high&gt;."' in data["text/html"]
+    assert "<em>picture</em>" in data["text/html"]
+    assert metadata[show.METADATA_KEY] == {"label": "fig-crop", "caption": "A *picture*.", "alt": ALT, "typst": None}
+
+
 def test_banner_only_for_synthetic_patients(shown):
     show.banner(SimpleNamespace(synthetic=False))
     assert shown == []

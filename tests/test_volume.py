@@ -6,10 +6,23 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy import ndimage
+from whole_body import VOXEL_MM, vertex_mm, whole_body
 
 from mtvlib import volume
 from mtvlib.errors import InputError
-from mtvlib.volume import Grid, read_image, resample, resample_labels, study_grid, to_array, to_image, write_image
+from mtvlib.phantom import make_patient
+from mtvlib.volume import (
+    AxialCrop,
+    Grid,
+    axial_crop,
+    read_image,
+    resample,
+    resample_labels,
+    study_grid,
+    to_array,
+    to_image,
+    write_image,
+)
 
 AFFINE = np.diag([-2.0, -3.0, 4.0, 1.0])  # RAS; identity direction in LPS
 OBLIQUE = tuple(sitk.Euler3DTransform((0, 0, 0), 0.1, -0.2, 0.4).GetMatrix())
@@ -327,7 +340,7 @@ def test_study_grid_and_content_do_not_depend_on_how_the_pet_is_stored(order, fl
     assert np.allclose(to_array(resample(stored, grid, outside=0)), to_array(resample(pet, grid, outside=0)), atol=1e-3)
 
 
-def whole_body(air, tissue):
+def simple_body(air, tissue):
     """A patient from the legs to the raised arms, the head at z 1400-1640 mm, on a couch; 1 cm voxels."""
     grid = Grid((50, 30, 200), (10.0,) * 3, (-250.0, -150.0, 0.0))
     x, y, z = grid.to_mm(np.indices(grid.size).reshape(3, -1).T).T.reshape(3, *grid.size)
@@ -342,12 +355,123 @@ def whole_body(air, tissue):
 @pytest.mark.parametrize("with_ct", [True, False])
 @pytest.mark.parametrize("upside_down", [True, False])
 def test_long_field_is_cut_from_the_vertex_down(with_ct, upside_down):
-    pet, ct = whole_body(0.0, 1.0), whole_body(-1000.0, 40.0)
+    pet, ct = simple_body(0.0, 1.0), simple_body(-1000.0, 40.0)
     if upside_down:  # stored from the feet up or from the head down: the same place in the patient
         pet, ct = (sitk.Flip(image, (False, False, True), flipAboutOrigin=False) for image in (pet, ct))
     low, high = study_grid(pet, ct if with_ct else None, 2.5, (128, 128), 350.0).box_mm()
     assert 1640 <= high[2] <= 1660
     assert high[2] - low[2] == pytest.approx(350)
+
+
+# --- the head in phantoms whose field is lengthened to a whole body
+
+
+@pytest.fixture(scope="module")
+def heads():
+    """Six phantoms whose field holds the whole head."""
+    patients = [make_patient("main", index, 7) for index in (0, 3, 9, 12, 15, 21)]
+    for patient in patients:
+        reach = Grid.of(patient.pet).box_mm()[1][2] - vertex_mm(patient.ct)
+        assert reach > 0, patient.name
+    return patients
+
+
+def cropped(body, with_ct=True):
+    """The crop of a whole body, and by how much its top lies above the vertex, mm."""
+    crop = axial_crop(body.pet, body.ct if with_ct else None, 350.0)
+    return crop, crop.top_mm - body.vertex_mm
+
+
+def loses_lesions(body, crop):
+    heights = Grid.of(body.reference).to_mm(np.argwhere(to_array(body.reference)))[:, 2]
+    return bool(((heights < crop.bottom_mm) | (heights > crop.top_mm)).any())
+
+
+FIELDS = [(200, "down"), (300, "down"), (450, "down"), (1000, "down"), (1000, "raised"), (1800, "raised")]
+
+
+@pytest.mark.parametrize(("length", "arms"), FIELDS)
+def test_the_head_and_neck_of_any_field_are_kept(heads, length, arms):
+    for patient in heads[: 6 if length < 1800 else 2]:
+        body = whole_body(patient, float(length), arms, above_mm=0.0 if arms == "down" else 150.0)
+        low, high = Grid.of(body.pet).box_mm()
+        crop, above = cropped(body)
+        assert not loses_lesions(body, crop), patient.name
+        assert crop.top_mm - crop.bottom_mm == pytest.approx(min(350.0, high[2] - low[2])), patient.name
+        if length <= 350:
+            assert crop == AxialCrop(low[2], high[2])
+        else:
+            assert min(0, high[2] - body.vertex_mm) - VOXEL_MM <= above <= 30, patient.name
+            assert crop.brain_mm[0] < body.vertex_mm - 100 < crop.brain_mm[1], patient.name
+            assert crop.doubts == (), patient.name
+
+
+def test_arms_above_the_head_do_not_draw_the_crop_to_them(heads):
+    body = whole_body(heads[1], 1000.0, "crossed", above_mm=150.0)
+    for with_ct in (True, False):
+        crop, above = cropped(body, with_ct)
+        assert 0 <= above <= 30
+        assert "by the brain, which is taken, but at" in crop.doubts[0]
+
+
+@pytest.mark.parametrize("flips", [(False, False, True), (True, True, True)])
+def test_a_field_stored_feet_first_is_the_same_patient(heads, flips):
+    body = whole_body(heads[0], 1000.0)
+    pet, ct = (sitk.Flip(image, flips, flipAboutOrigin=False) for image in (body.pet, body.ct))
+    assert Grid.of(pet).direction[8] == -1
+    crop, stored = axial_crop(body.pet, body.ct, 350.0), axial_crop(pet, ct, 350.0)
+    assert (stored.top_mm, stored.bottom_mm) == pytest.approx((crop.top_mm, crop.bottom_mm), abs=0.5)
+    assert stored.doubts == ()
+
+
+def test_head_and_feet_exchanged_in_the_header_is_told_and_the_head_is_kept(heads):
+    body = whole_body(heads[0], 1000.0)
+    pet, ct = (to_image(to_array(image)[:, :, ::-1], Grid.of(image)) for image in (body.pet, body.ct))
+    crop = axial_crop(pet, ct, 350.0)
+    assert "head and feet may be exchanged" in crop.doubts[0]
+    low, high = Grid.of(pet).box_mm()
+    mirrored_vertex = low[2] + high[2] - body.vertex_mm
+    assert -30 <= crop.bottom_mm - mirrored_vertex <= VOXEL_MM
+    assert crop.top_mm - crop.bottom_mm == pytest.approx(350)
+
+
+@pytest.mark.parametrize(("missing_mm", "brain"), [(60.0, True), (220.0, False)])
+def test_a_field_that_ends_within_the_head_or_below_it_is_cut_at_its_end_and_told(heads, missing_mm, brain):
+    for patient in heads[:2]:
+        body = whole_body(patient, 1000.0, below_vertex_mm=missing_mm)
+        crop, above = cropped(body)
+        assert above == pytest.approx(-missing_mm)
+        assert (crop.brain_mm is not None) == brain
+        assert "the field ends within the head" in crop.doubts
+        assert ("no brain was found in the PET" in crop.doubts) != brain
+
+
+def hot_ellipsoid(body, distance_mm, radii_mm, suv, x_mm=0.0):
+    """The PET with more uptake so far below the vertex, if the field reaches there."""
+    grid, array = Grid.of(body.pet), to_array(body.pet)
+    low, high = grid.box_mm()
+    centre = np.array([*(low + high)[:2] / 2 + (x_mm, 0), body.vertex_mm - distance_mm])
+    axes = [grid.origin_mm[i] + VOXEL_MM * np.arange(grid.size[i]) - centre[i] for i in range(3)]
+    x, y, z = ((axis / radius) ** 2 for axis, radius in zip(axes, radii_mm, strict=True))
+    array[x[:, None, None] + y[None, :, None] + z < 1] = suv
+    return to_image(array, grid)
+
+
+CONFUSING = {
+    "a full bladder": (880, (75, 65, 65), 30.0, 0.0),
+    "a hot liver": (610, (110, 95, 80), 6.0, -60.0),
+    "a large heart": (490, (60, 60, 60), 15.0, 40.0),
+    "a tumour of the neck": (260, (45, 45, 45), 20.0, 50.0),
+}
+
+
+@pytest.mark.parametrize("name", CONFUSING)
+def test_nothing_else_that_is_hot_is_taken_for_the_brain(heads, name):
+    body, without = whole_body(heads[1], 1000.0), whole_body(heads[1], 900.0, below_vertex_mm=220.0)
+    crop = axial_crop(hot_ellipsoid(body, *CONFUSING[name]), body.ct, 350.0)
+    assert crop.brain_mm == pytest.approx(axial_crop(body.pet, body.ct, 350.0).brain_mm, abs=10)
+    assert crop.doubts == ()
+    assert axial_crop(hot_ellipsoid(without, *CONFUSING[name]), without.ct, 350.0).brain_mm is None
 
 
 def test_long_field_without_a_head_is_cut_at_its_end():

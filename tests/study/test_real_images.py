@@ -10,12 +10,15 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import yaml
 
 from mtvlib import report
+from mtvlib.regions import label_map, read_names
 from mtvlib.steps import step_names
 from mtvlib.study import Study
+from mtvlib.volume import Grid, read_image, to_array
 
 TINY = {
     "spacing_mm": 6.0,
@@ -166,3 +169,21 @@ def test_the_report_without_quarto_says_what_is_absent(study, monkeypatch):
     assert "External testing was not done" in page
     assert f"Survival was not analysed: {NO_OUTCOMES}" in page
     assert "Synthetic patients" not in page
+
+
+def test_the_trained_models_delineate_the_patients_dicom_and_send_it_back(study, shared, tmp_path):
+    """STS_002 from its DICOM gives what its NIfTI twin gives; SEG and RTSTRUCT hold the label map to the voxel."""
+    data, folds = shared / "data" / "sts", str(study.folder / "folds")
+    dicom, nifti = data / "dicom" / "STS_002", data / "nifti" / "STS_002"
+    models = ["predict", "--models", folds, "--device", "cpu"]
+    images = ["--pet", str(dicom / "PET" / "image"), "--ct", str(dicom / "CT" / "image")]
+    mtv(tmp_path, *models, *images, "--out", "a", "--to", "nifti,seg,rtstruct")
+    images = ["--pet", str(nifti / "PET_image.nii.gz"), "--ct", str(nifti / "CT_image.nii.gz")]
+    mtv(tmp_path, *models, *images, "--out", "b")
+    for name in ("pet", "ct"):
+        labels, twin = (read_image(tmp_path / place / f"labels_{name}.nii.gz") for place in ("a", "b"))
+        assert (to_array(labels) != to_array(twin)).mean() < 1e-5  # rounding of HU and SUV
+        assert to_array(labels).any()
+        for form in ("seg", "rtstruct"):
+            back = label_map(pydicom.dcmread(tmp_path / "a" / f"{form}_{name}.dcm"), Grid.of(labels), read_names(None))
+            np.testing.assert_array_equal(to_array(back.image), to_array(labels))
