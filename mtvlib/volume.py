@@ -31,6 +31,7 @@ _ORTHONORMAL_TOLERANCE = 1e-4
 _FORMS_TOLERANCE_MM = 0.2
 _CONVERT_AGAIN = "convert the series from DICOM again (dcm2niix, SimpleITK or `mtv import dicom`)."
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_MOST_BYTES, _SLACK_BYTES = 2**32, 2**24  # of an unpacked file; what may follow the voxels
 _SLAB = 32  # slices at once on an original grid: bounds the memory on a 512 x 512 CT
 
 Identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -231,13 +232,30 @@ def _bytes(path: Path) -> bytes:
         raise InputError("is not a NIfTI file (.nii or .nii.gz)")
     try:
         raw = path.read_bytes()
-        return gzip.decompress(raw) if path.suffix == ".gz" else raw
+        return _unpacked(raw) if path.suffix == ".gz" else raw
     except FileNotFoundError:
         raise InputError("there is no such file", remedy="correct the path or put the file there.") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"is truncated or damaged ({error})", remedy="copy the file again.") from None
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror or error})", remedy="check its permissions.") from None
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """A gzip file's contents, to its end; a file that holds far more than its header tells is refused before it does."""
+    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+        start = file.read(nib.Nifti2Header.sizeof_hdr)
+        most = min(_told_bytes(start) + _SLACK_BYTES, _MOST_BYTES)
+        raw = start + file.read(max(0, most - len(start)) + 1)
+    if len(raw) > most:
+        raise InputError("unpacks to far more than an image holds", value=f"more than {most} bytes")
+    return raw
+
+
+def _told_bytes(start: bytes) -> int:
+    """The most bytes that the voxels can take, by the header's dimensions."""
+    dim = [int(side) for side in _header(start)["dim"]]
+    return 8 * math.prod(max(1, side) for side in dim[1 : 1 + min(max(dim[0], 0), 7)])
 
 
 def _header(raw: bytes) -> Any:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy import ndimage
-from whole_body import VOXEL_MM, vertex_mm, whole_body
 
 from mtvlib import volume
 from mtvlib.errors import InputError
@@ -23,6 +22,7 @@ from mtvlib.volume import (
     to_image,
     write_image,
 )
+from tests.whole_body import VOXEL_MM, vertex_mm, whole_body
 
 AFFINE = np.diag([-2.0, -3.0, 4.0, 1.0])  # RAS; identity direction in LPS
 OBLIQUE = tuple(sitk.Euler3DTransform((0, 0, 0), 0.1, -0.2, 0.4).GetMatrix())
@@ -190,6 +190,20 @@ def test_bad_image_is_refused_with_patient_file_value_and_remedy(tmp_path, name)
     assert (error.value.patient, error.value.file) == ("P1", path)
     assert value is None or value in str(error.value.value)
     assert error.value.remedy
+
+
+def test_a_gzip_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch):
+    """40 MB of zeros behind a small image: 40 kB on disk."""
+    monkeypatch.setattr(volume, "_SLACK_BYTES", 2**20)
+    path = tmp_path / "a.nii.gz"
+    write_image(to_image(random_array(), Grid((4, 5, 6), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))), path)
+    plain = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(plain + bytes(1000)))
+    read_image(path)  # a little behind the voxels is no harm
+    path.write_bytes(gzip.compress(plain + bytes(40 * 2**20)))
+    assert path.stat().st_size < 50_000
+    with pytest.raises(InputError, match=r"a\.nii\.gz: unpacks to far more"):
+        read_image(path)
 
 
 def test_truncated_damaged_foreign_and_missing_files_are_refused(tmp_path):
