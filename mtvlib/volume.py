@@ -242,7 +242,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _unpacked(packed: bytes) -> bytes:
-    """A gzip file's contents, to its end; a file that holds far more than its header tells is refused before it does."""
+    """The contents of a gzip file, to its end; one that holds far more than its header tells is refused."""
     with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
         start = file.read(nib.Nifti2Header.sizeof_hdr)
         most = min(_told_bytes(start) + _SLACK_BYTES, _MOST_BYTES)
