@@ -18,16 +18,19 @@ from mtvlib.agreement import agreement, outliers
 from mtvlib.classes import LESION_CLASSES, NODES, TARGETS
 from mtvlib.cohort import SPLITS, read_cohort
 from mtvlib.errors import InputError
-from mtvlib.files import write_json, write_text
+from mtvlib.files import sha256, write_json, write_text
 from mtvlib.intervals import Bootstrap
 from mtvlib.params import Params
 from mtvlib.prepare import load_patient
 from mtvlib.study import Study
 
 INTERVALS = (
-    "95 %: percentiles of a bootstrap over patients; Wilson for shares of patients and where all patients are alike; "
-    "Wald for hazard ratios; infinitesimal jackknife for concordance"
+    "95 %: percentiles of a bootstrap over patients (over persons, each with all rows, where several rows are scans of "
+    "one person); Wilson for shares of patients and where all patients are alike; Wald for hazard ratios; "
+    "infinitesimal jackknife for concordance. Wilson, Wald, jackknife and all tests take rows as independent: with "
+    "several rows of one person these intervals are too narrow and the p values too small"
 )
+_DO_AGAIN = "delete it and run the study again."
 SURVIVAL_COLUMNS = ("survival_eligible", "followup_months", "death")
 LESION_COLUMNS = (
     *("patient", "source", "target", "lesion", "volume_ml", "coverage", "outcome"),
@@ -54,7 +57,8 @@ class Case:
 def evaluate(cases: Iterable[Case], cohort: pd.DataFrame, out: str | Path, params: Params) -> dict[str, Any]:
     """Evaluate the cases, write `patients.csv`, `lesions.csv` and `summary.json` into `out`, and return the summary.
 
-    `cohort` holds at least patient, cohort and site of every case; fold and the survival columns are used if there.
+    `cohort` holds at least patient, cohort and site of every case; fold, person and the survival columns are used if
+    there.
     The cases may come from a generator, so that one patient is in memory at a time. Raises `InputError` for masks of
     different shapes, unknown classes, a patient that comes twice or is not in the cohort, or no case at all.
     """
@@ -169,7 +173,7 @@ def _lesion_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def _patient_table(rows: list[dict[str, Any]], cohort: pd.DataFrame, params: Params) -> pd.DataFrame:
     """The patients' rows between what the cohort knows of them, with outliers and risk groups."""
     first = [name for name in ("patient", "cohort", "site", "fold") if name in cohort]
-    last = [name for name in SURVIVAL_COLUMNS if name in cohort]
+    last = [name for name in ("person", *SURVIVAL_COLUMNS) if name in cohort]
     table = cohort[first].merge(pd.DataFrame(rows), on="patient").merge(cohort[["patient", *last]], on="patient")
     if "fold" not in table:
         table.insert(3, "fold", None)
@@ -232,15 +236,23 @@ def _parameters(params: Params) -> dict[str, Any]:
 def _summarise_partition(
     part: pd.DataFrame, lesion_table: pd.DataFrame, cutoff_ml: float | None, params: Params
 ) -> dict[str, Any]:
-    bootstrap = Bootstrap(params.bootstrap_resamples, params.seed)
+    persons = _persons(part)
+    bootstrap = Bootstrap.of_persons(params.bootstrap_resamples, params.seed, persons)
     return {
         "n_patients": len(part),
+        "n_persons": len(set(persons)),
         "delineation": {target: _delineation(part, target, bootstrap) for target in TARGETS},
         "ttb": agreement(part["ttb_man_ml"], part["ttb_cnn_ml"], params.outlier_percentile, bootstrap),
         "classification": _classification(part, bootstrap),
         "lesions": _lesions(part, lesion_table, bootstrap),
         "survival": _survival(part, cutoff_ml, params),
     }
+
+
+def _persons(part: pd.DataFrame) -> list[str]:
+    """Whose scan each row is; by default the patient is a person of his or her own, as in cohort.csv."""
+    persons = part["person"].fillna(part["patient"]) if "person" in part else part["patient"]
+    return persons.astype(str).tolist()
 
 
 def _delineation(part: pd.DataFrame, target: str, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -302,21 +314,55 @@ def _why_no_survival(part: pd.DataFrame, included: pd.DataFrame, cutoff_ml: floa
 def evaluate_study(study: Study) -> dict[str, Any]:
     """Evaluate a study's predictions on the study's grid (as the paper does) and write into its folder `results/`.
 
-    Patients without a reference are left out. Raises `InputError` that lists every missing prediction.
+    Patients without a reference are left out. Raises `InputError` that lists every missing prediction, or names one
+    that is damaged or not what the network of its fold predicted: a map put in its place would be taken for it.
     """
     table = study.cohort[study.cohort["split"].isin(SPLITS.values()) & study.cohort["reference"].notna()]
     _refuse_missing({patient: study.prediction_path(patient) for patient in table["patient"]}, study.predictions)
-    return evaluate((_study_case(study, patient) for patient in table["patient"]), table, study.results, study.params)
+    predicted = _predicted(study, table)
+    cases = (_study_case(study, patient, predicted[patient]) for patient in table["patient"])
+    return evaluate(cases, table, study.results, study.params)
 
 
-def _study_case(study: Study, patient: str) -> Case:
+def _predicted(study: Study, table: pd.DataFrame) -> dict[str, str | None]:
+    """sha256 of the label map that was predicted of each patient, by the network that did not learn from him or her."""
+    internal = table["split"] == SPLITS["main"]
+    files = {fold: study.fold_folder(int(fold)) / "predicted.csv" for fold in table.loc[internal, "fold"].unique()}
+    sums = {fold: _sha256_of(file) for fold, file in files.items()}
+    external = _sha256_of(study.predictions / "external.csv") if not internal.all() else {}
+    rows = zip(table["patient"], table["fold"], internal, strict=True)
+    return {patient: (sums[fold] if own else external).get(patient) for patient, fold, own in rows}
+
+
+def _sha256_of(index: Path) -> dict[str, str]:
+    """Patient and sha256 of an index that `inference.predict_patients` wrote."""
+    if not index.exists():
+        raise InputError("the list of what was predicted is missing", file=index, remedy="run the study again.")
+    try:
+        table = pd.read_csv(index, dtype=str, keep_default_na=False)
+        return dict(zip(table["patient"], table["sha256"], strict=True))
+    except (OSError, ValueError, KeyError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"is no list of predictions ({what})", file=index, remedy=_DO_AGAIN) from None
+
+
+def _study_case(study: Study, patient: str, predicted: str | None) -> Case:
     prepared = load_patient(study.volumes, patient, study.params)
     file = study.prediction_path(patient)
+    _check_prediction(patient, file, predicted)
     prediction = volume.read_labels(file, patient=patient)
     volume.check_same_grid(prepared.grid, prediction, patient=patient, file=file)
     if prepared.reference is None:
         raise InputError("has no reference", patient=patient, remedy="run step 1_cohort again.")
     return Case(patient, prepared.reference, volume.to_array(prediction), prepared.suv, prepared.grid.spacing_mm)
+
+
+def _check_prediction(patient: str, file: Path, predicted: str | None) -> None:
+    found = sha256(file)
+    if found != predicted:
+        value = f"sha256 {found[:12]}, {f'predicted {predicted[:12]}' if predicted else 'no such prediction is listed'}"
+        problem = "the label map is damaged or not the one that the network predicted"
+        raise InputError(problem, patient=patient, file=file, value=value, remedy=_DO_AGAIN)
 
 
 def evaluate_cohort(cohort: str | Path, predictions: str | Path, out: str | Path, params: Params) -> dict[str, Any]:

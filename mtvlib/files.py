@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,12 +15,17 @@ from typing import Any
 
 from mtvlib.errors import WorkError
 
+_SYSTEM_ERROR = re.compile(
+    r"\(os error (\d+)\)"
+)  # how libraries written in Rust, such as safetensors, end their message
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` (same suffixes); on success it replaces `path` in one step.
 
-    If the block raises, `path` is as it was. A full disk or a missing permission becomes a `WorkError`.
+    If the block raises, `path` is as it was. A full disk or a missing permission becomes a `WorkError`, also where a
+    library tells of it by an error of its own.
     """
     path = Path(path)
     # The suffix is kept because image writers choose the format by it.
@@ -30,9 +36,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except Exception as error:
+        why = _system_error(error)
+        if why is None:
+            raise
         raise WorkError(
-            f"could not be written: {error.strerror or error}",
+            f"could not be written: {why}",
             file=path,
             remedy="free disk space or check the folder's permissions, then run the same command again; "
             "finished work is kept.",
@@ -40,6 +49,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # what went wrong is told already
             temporary.unlink(missing_ok=True)
+
+
+def _system_error(error: Exception) -> str | None:
+    """What the operating system refused, in its own words; None if it was something else that went wrong."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    found = _SYSTEM_ERROR.search(str(error))
+    return os.strerror(int(found.group(1))) if found else None
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -189,9 +189,10 @@ def _failure(study: Study, log: Path) -> MtvError:
     for path in sorted(study.logs.glob("*.error.json")):
         error = json.loads(path.read_text(encoding="utf-8"))
         kind = InputError if error["exit_code"] == InputError.exit_code else WorkError
-        return kind(
-            error["message"].rstrip("."), remedy="mend the cause and run the same command; finished steps are kept."
-        )
+        message = error["message"].rstrip(".")
+        if "Remedy: " in message:
+            return kind(f"{message}; then run the same command; finished steps are kept")
+        return kind(message, remedy="mend the cause and run the same command; finished steps are kept.")
     free_mb = shutil.disk_usage(study.folder).free / 1e6
     if free_mb < FULL_DISK_MB:  # then no step can say so
         remedy = "free disk space and run the same command; finished steps are kept."

@@ -7,7 +7,7 @@ weights' sha256). Nothing is unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mtvlib.classes import CLASS_NAMES
 from mtvlib.errors import InputError
 from mtvlib.files import atomic_path, sha256, write_json, write_text
 from mtvlib.network import Network, NetworkConfig
-from mtvlib.params import IMAGES, NORMALIZATION, PATCHES, Params
+from mtvlib.params import FOLDS, IMAGES, NORMALIZATION, PATCHES, Params
 from mtvlib.patching import pad_axially, window_starts
 from mtvlib.prepare import load_patient
 from mtvlib.stitching import stitch
@@ -45,8 +45,16 @@ LIMITS = (
     "as `preprocessing` says were not part of the training."
 )
 
+COPY_AGAIN = "delete it and run the study again, or copy the model's folder again."
 # What turns images into the network's input: a model is of use only with the same values.
 PREPROCESSING = (*IMAGES, *NORMALIZATION, *PATCHES)
+# What a prediction reads of model.json; the rest is for people.
+_NEEDED: dict[str, Any] = {
+    "architecture": {},
+    "preprocessing": {name: {} for name in PREPROCESSING},
+    "training": {"fold": {}, "params": {name: {} for name in (*PREPROCESSING, *FOLDS)}},
+    "sha256": {WEIGHTS_FILE: {}},
+}
 
 
 @dataclass(frozen=True)
@@ -101,16 +109,16 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
         raise InputError(
             "the weights are not those that model.json describes: their sha256 differs",
             file=weights,
-            remedy="delete it and run the study again, or copy the model's folder again.",
+            remedy=COPY_AGAIN,
         )
     try:
         network = Network(NetworkConfig.from_dict(about["architecture"]))
         network.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+    except (SafetensorError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"the weights do not fit the architecture in model.json: {str(error)[:200]}",
             file=weights,
-            remedy="delete it and run the study again, or copy the model's folder again.",
+            remedy=COPY_AGAIN,
         ) from None
     return Model(network.to(device).eval(), about)
 
@@ -118,24 +126,35 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
 def _read_about(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        if about["format"] != _FORMAT:
-            raise InputError(
-                "the model was written by another version",
-                file=path,
-                value=about["format"],
-                remedy="use the version of mtvlib that trained it, or train it anew.",
-            )
-        return about
+        written_by = about["format"]
     except FileNotFoundError:
         raise InputError(
             "there is no model here", file=path, remedy="name a folder that a training finished."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):  # not JSON, not UTF-8, not a mapping
+        raise InputError("is not the description of a model", file=path, remedy=COPY_AGAIN) from None
+    if written_by != _FORMAT:
         raise InputError(
-            "is not the description of a model",
+            "the model was written by another version",
             file=path,
-            remedy="delete it and run the study again, or copy the model's folder again.",
-        ) from None
+            value=written_by,
+            remedy="use the version of mtvlib that trained it, or train it anew.",
+        )
+    missing = list(_missing(about, _NEEDED))
+    if missing:
+        raise InputError(
+            "the description of the model is not whole", file=path, value=f"no {', '.join(missing)}", remedy=COPY_AGAIN
+        )
+    return about
+
+
+def _missing(values: Any, needed: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    """Places of a nested mapping where a needed key is not there, such as `sha256.weights.safetensors`."""
+    for name, inside in needed.items():
+        if not isinstance(values, dict) or name not in values:
+            yield place + name
+        else:
+            yield from _missing(values[name], inside, f"{place}{name}.")
 
 
 def check_preprocessing(models: Sequence[Model], params: Params) -> None:

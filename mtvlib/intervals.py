@@ -1,14 +1,15 @@
 """95 % intervals: the bootstrap over patients, and Wilson's interval of a share of patients.
 
-The patient is the unit that is drawn, since lesions and voxels of one patient are not independent. Estimates that are
-functions of sums (cohort DSC, rates) are resampled through their sums: a matrix of how often each resample holds each
-patient, times the patients' counts. Every call with the same seed and number of patients draws the same resamples.
+The patient is the unit that is drawn, since lesions and voxels of one patient are not independent; where several rows
+are scans of one person, the person with all of them. Estimates that are functions of sums (cohort DSC, rates) are
+resampled through their sums: a matrix of how often each resample holds each patient, times the patients' counts. Every
+call with the same seed and number of patients draws the same resamples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -60,13 +61,24 @@ class Bootstrap:
     The interval runs from the 2.5th to the 97.5th percentile of the resampled estimates. Among few patients it is too
     narrow, since failures too rare to be seen are in no resample: in a simulation with 6 % failures, that of the cohort
     DSC held the truth in 92-94 % of cohorts of 698, 91-92 % of 181 and 80 % of 30. With one patient there is none.
+
+    `persons`: number of each row's person, from 0, where several rows are scans of one. Then persons are drawn, each
+    with all rows ("cluster bootstrap", Davison and Hinkley 1997, section 3.8): drawn by themselves, rows that resemble
+    each other would make the interval too narrow. See `of_persons`.
     """
 
     resamples: int
     seed: int
+    persons: tuple[int, ...] | None = None
+
+    @classmethod
+    def of_persons(cls, resamples: int, seed: int, persons: Sequence[str]) -> Bootstrap:
+        """The bootstrap of rows (n,) that belong to these persons; with one row each, that of patients."""
+        number = {person: i for i, person in enumerate(dict.fromkeys(persons))}
+        return cls(resamples, seed, tuple(number[p] for p in persons) if len(number) < len(persons) else None)
 
     def draws(self, n: int) -> Iterator[np.ndarray]:
-        """Indices of the drawn patients, (resamples, n), in chunks of rows."""
+        """Indices of the drawn patients (or persons), (resamples, n), in chunks of rows."""
         generator = np.random.default_rng(self.seed)
         rows = max(1, CHUNK // n)
         for first in range(0, self.resamples, rows):
@@ -83,15 +95,18 @@ class Bootstrap:
 
         `statistic` maps sums (..., k) to named arrays (...), NaN where undefined; `reasons` says why a name may be so.
         `shares` names estimates in [0, 1] and the number of patients that they rest on: where all of these are 0 or all
-        are 1, every resample is too, and the interval is Wilson's for so many patients instead of one without width.
+        are 1, every resample is too, and the interval is Wilson's for so many patients instead of one without width
+        (of persons with several rows: for as many persons as these are at least).
         """
         counts = np.asarray(counts, float)
+        repeated = 0 if self.persons is None else len(counts) - self._n_persons()
+        counts = counts if self.persons is None else self._summed(counts)
         resampled = [statistic(_how_often(drawn) @ counts) for drawn in self.draws(len(counts))]
         estimates = _estimates(statistic(counts.sum(axis=0)), resampled, len(counts), reasons)
         for name in shares.keys() & estimates.keys():
             if estimates[name].value in (0, 1) and estimates[name].ci95:
-                k = shares[name] if estimates[name].value else 0
-                estimates[name] = replace(estimates[name], ci95=wilson(k, shares[name]))
+                n = max(shares[name] - repeated, min(shares[name], 1))
+                estimates[name] = replace(estimates[name], ci95=wilson(n if estimates[name].value else 0, n))
         return estimates
 
     def of_sample(
@@ -99,8 +114,28 @@ class Bootstrap:
     ) -> dict[str, Estimate]:
         """Estimates of any kind (quantiles, fits): `statistic` maps patients' values (..., n, k) to arrays (...)."""
         values = np.asarray(values, float)
-        resampled = [statistic(values[drawn]) for drawn in self.draws(len(values))]
-        return _estimates(statistic(values), resampled, len(values), reasons)
+        if self.persons is None:
+            resampled = [statistic(values[drawn]) for drawn in self.draws(len(values))]
+            return _estimates(statistic(values), resampled, len(values), reasons)
+        # Persons differ in their number of rows, and so do the resamples: one at a time.
+        resampled = [statistic(values[rows][None]) for rows in self._drawn_rows()]
+        return _estimates(statistic(values), resampled, self._n_persons(), reasons)
+
+    def _n_persons(self) -> int:
+        return max(self.persons or (), default=-1) + 1
+
+    def _summed(self, counts: np.ndarray) -> np.ndarray:
+        """The persons' counts (m, k), each the sum over the person's rows."""
+        sums = np.zeros((self._n_persons(), counts.shape[1]))
+        np.add.at(sums, np.array(self.persons), counts)
+        return sums
+
+    def _drawn_rows(self) -> Iterator[np.ndarray]:
+        """Rows of each resample: all rows of every person drawn, as often as he or she is."""
+        n = self._n_persons()
+        rows_of = [np.flatnonzero(np.array(self.persons) == person) for person in range(n)]
+        for chunk in self.draws(n):
+            yield from (np.concatenate([rows_of[person] for person in drawn]) for drawn in chunk)
 
 
 def _how_often(drawn: np.ndarray) -> np.ndarray:

@@ -13,20 +13,29 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mtvlib.errors import InputError
 from mtvlib.files import write_text
 
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):  # Python takes them for 1 and 0
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_boolean)]
+Float = Annotated[float, BeforeValidator(_no_boolean)]
+Positive = Annotated[Int, Field(gt=0)]
+PositiveFloat = Annotated[Float, Field(gt=0)]
+Fraction = Annotated[Float, Field(ge=0, le=1)]
 
 
 class Params(BaseModel):
     """All parameters of one study. Unknown names and wrong values are refused, with the nearest known name."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
     # --- study
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
@@ -34,7 +43,7 @@ class Params(BaseModel):
     )
     cohort: str = Field("cohort/cohort.csv", description="path of cohort.csv; choice")
     studies: str = Field("studies", description="folder that holds the studies' folders; choice")
-    seed: int = Field(2023, ge=0, description="seed of folds, weights, sampling and bootstrap; choice")
+    seed: Int = Field(2023, ge=0, description="seed of folds, weights, sampling and bootstrap; choice")
 
     weights_licence: str = Field(
         "not stated: ask those whose patients the network learnt from",
@@ -48,12 +57,12 @@ class Params(BaseModel):
     axial_mm: PositiveFloat = Field(
         350.0, description="longest axial field kept, mm from the vertex down; choice (Paper: variable, mean 33 cm)"
     )
-    ct_window_hu: tuple[float, float] = Field((-150.0, 150.0), description="CT window, HU, onto [0, 1]; Paper, Methods")
+    ct_window_hu: tuple[Float, Float] = Field((-150.0, 150.0), description="CT window, HU, onto [0, 1]; Paper, Methods")
     pet_normalization: Literal["minmax", "window"] = Field(
         "minmax",
         description="PET onto [0, 1] by its own minimum and maximum, or by pet_window_suv; Paper read literally",
     )
-    pet_window_suv: tuple[float, float] = Field(
+    pet_window_suv: tuple[Float, Float] = Field(
         (0.0, 25.0), description="PET window, SUV, if pet_normalization is window; choice"
     )
 
@@ -72,8 +81,8 @@ class Params(BaseModel):
     attention_heads: Positive = Field(8, description="heads of the self-attention; choice")
 
     # --- training
-    folds: Annotated[int, Field(ge=2)] = Field(5, description="folds of the cross-validation; Paper, Methods")
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+    folds: Annotated[Int, Field(ge=2)] = Field(5, description="folds of the cross-validation; Paper, Methods")
+    validation_fraction: Annotated[Float, Field(gt=0, lt=1)] = Field(
         0.16, description="share of the main cohort that validates each fold; Paper, Methods"
     )
     epochs: Positive = Field(200, description="most epochs; Paper, Methods")
@@ -86,15 +95,15 @@ class Params(BaseModel):
         None, description="share of patches that hold a lesion; null: as they come; choice (Paper: all patches)"
     )
     flip: bool = Field(False, description="mirror half of the patches left to right; choice (Paper: no augmentation)")
-    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+    ema: Annotated[Float, Field(ge=0, lt=1)] | None = Field(
         None,
         description="decay of a running mean of the weights, validated and kept in their place; null: none; choice",
     )
     optimizer: Literal["adadelta", "adamw"] = Field("adadelta", description="optimiser; Paper, Methods")
     learning_rate: PositiveFloat = Field(1.0, description="factor of the update (MXNet's Adadelta has none: 1); choice")
-    adadelta_rho: Annotated[float, Field(gt=0, lt=1)] = Field(0.9, description="Adadelta's decay; MXNet's default")
+    adadelta_rho: Annotated[Float, Field(gt=0, lt=1)] = Field(0.9, description="Adadelta's decay; MXNet's default")
     adadelta_eps: PositiveFloat = Field(1e-5, description="Adadelta's epsilon; MXNet's default")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="weight decay; MXNet's default")
+    weight_decay: Annotated[Float, Field(ge=0)] = Field(0.0, description="weight decay; MXNet's default")
     dice_smooth: PositiveFloat = Field(1e-5, description="smoothing of the Dice loss, voxels; choice")
     dice_background: bool = Field(False, description="background counts in the Dice loss; choice")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs; choice")
@@ -104,16 +113,16 @@ class Params(BaseModel):
     )
 
     # --- evaluation
-    min_roi_ml: Annotated[float, Field(ge=0)] = Field(0.1, description="smallest ROI kept, ml; Paper, Methods")
+    min_roi_ml: Annotated[Float, Field(ge=0)] = Field(0.1, description="smallest ROI kept, ml; Paper, Methods")
     connectivity: Literal[6, 18, 26] = Field(26, description="voxel neighbours that make one ROI; choice")
     lesion_coverage: Fraction = Field(0.5, description="covered share that makes a lesion found; Paper, Methods")
-    outlier_percentile: Annotated[float, Field(gt=0, le=100)] = Field(
+    outlier_percentile: Annotated[Float, Field(gt=0, le=100)] = Field(
         99.0, description="TTB differences above it are left out of the fit, %; Paper, Methods"
     )
-    min_followup_months: Annotated[float, Field(ge=0)] = Field(
+    min_followup_months: Annotated[Float, Field(ge=0)] = Field(
         6.0, description="least follow-up for the survival analysis, months; Paper, Methods"
     )
-    bootstrap_resamples: Annotated[int, Field(ge=100)] = Field(
+    bootstrap_resamples: Annotated[Int, Field(ge=100)] = Field(
         2000, description="resamples of every 95 % interval; choice"
     )
 
@@ -189,7 +198,7 @@ EVALUATION = (
 def from_dict(values: dict[str, Any], *, file: str | Path | None = None) -> Params:
     """Checked parameters from a mapping; raises one `InputError` that lists everything wrong with it."""
     try:
-        return Params(**values)
+        return Params.model_validate(values)
     except ValidationError as error:
         problems = [_say(problem) for problem in error.errors()]
         raise InputError(
@@ -201,7 +210,8 @@ def _say(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, Params.model_fields, n=1, cutoff=0.5)
-        return f"unknown parameter '{name}'" + (f", did you mean '{near[0]}'?" if near else "")
+        hint = f", did you mean '{near[0]}'?" if near else ""
+        return f"unknown parameter '{name}'{hint} (found: {problem['input']!r})"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{name} = {problem['input']!r}: {message}" if name else message
 
@@ -210,14 +220,32 @@ def read(path: str | Path) -> Params:
     """Read a study's YAML file. Raises `InputError` naming the file and every wrong or unknown parameter."""
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        lines, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except FileNotFoundError:
         raise InputError("there is no such parameter file", file=path, remedy="see params/ for examples.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:  # a folder, no permission
+        raise InputError(
+            f"cannot be read: {error.strerror or error}",
+            file=path,
+            remedy="name the study's parameter file, such as params/demo.yml.",
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or no number or date
         raise InputError(f"is not YAML: {' '.join(str(error).split())}", file=path, remedy="correct it.") from None
     if not isinstance(values, dict):
         raise InputError("must be a list of `name: value` lines", file=path, value=type(values).__name__)
+    _refuse_repeated(lines, path)
     return from_dict(values, file=path)
+
+
+def _refuse_repeated(lines: yaml.Node, path: Path) -> None:
+    """Raise `InputError` if a name comes twice: YAML would silently take the last one."""
+    at: dict[str, list[int]] = {}
+    for name, _ in lines.value:
+        at.setdefault(name.value, []).append(name.start_mark.line + 1)
+    repeated = [f"{name} in lines {', '.join(map(str, where))}" for name, where in at.items() if len(where) > 1]
+    if repeated:
+        raise InputError("parameters that are given twice", file=path, value="; ".join(repeated), remedy="keep one.")
 
 
 def write(params: Params, path: str | Path) -> None:

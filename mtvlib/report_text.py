@@ -115,6 +115,12 @@ def warnings(study: Study, manifest: dict[str, Any]) -> list[str]:
             found.append(
                 f"{title} rests on {count(block['n_patients'], 'patient')}: its intervals are wide and approximate."
             )
+        if "n_persons" in block and block["n_persons"] < block["n_patients"]:
+            scans, persons = count(block["n_patients"], "scan"), count(block["n_persons"], "person")
+            found.append(
+                f"The {scans} of {title.lower()} are of {persons}. The bootstrap draws persons; survival analysis and "
+                "shares of patients take scans as independent: their intervals are too narrow, p values too small."
+            )
         found += [f"{', '.join([title, *where])} not computable: {why}." for where, why in _uncomputed(block)]
         if block.get("n_patients") and one_class_only(block["classification"]):
             found.append(f"{title}, classification: {ONE_CLASS}.")

@@ -208,7 +208,7 @@ def classification(summary: Block) -> Table:
     table = Table(
         {"n_voxels": "Voxels"}
         | {key: head + ("_{PT} (%)" if "primary" in key else "_{LN} (%)") for key, head in heads.items()}
-        | {"accuracy": "ACC (%)", "scans": "Scans without error"}
+        | {"accuracy": "ACC (%)", "scans": "Scans without\nerror"}
     )
     for group, block, paper in _partitions(summary, table):
         for name, part in (("This study", block), (PAPER, paper)):
@@ -333,7 +333,7 @@ def folds(cohort: pd.DataFrame, params: Params) -> Table:
 def prepared(volumes: pd.DataFrame) -> Table:
     """What `prepare.prepare_cohort` made: patients, slices, references and their volumes, each warning by patient."""
     slices, with_reference = volumes["slices"], int((volumes["reference"].fillna("") != "").sum())
-    table = Table({"value": "Prepared"})
+    table = Table({"value": "Prepared"}, align="left")
     table.add("", "Patients", {"value": Cell(str(len(volumes)))})
     table.add("", "with a reference", {"value": Cell(str(with_reference))})
     table.add("", "Slices, median (range)", {"value": Cell(f"{slices.median():g} ({slices.min()}–{slices.max()})")})

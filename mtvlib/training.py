@@ -33,6 +33,11 @@ from mtvlib.patching import PatchPool, patch_pool
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 STATE_FILE, PREVIOUS_FILE = "training_state.safetensors", "training_state.previous.safetensors"
+TRAIN_ANEW = "delete it to train this fold anew."
+_OPTIMIZER_STATE = {  # what PyTorch keeps for each parameter
+    "adadelta": ("step", "square_avg", "acc_delta"),
+    "adamw": ("step", "exp_avg", "exp_avg_sq"),
+}
 
 
 @dataclass(frozen=True)
@@ -399,6 +404,7 @@ def resume(training: Training, path: Path, params: Params, fold: int, basis: str
         path.replace(path.with_name(PREVIOUS_FILE))
         say(f"resumed nothing: {'; '.join(changed)}; the earlier checkpoint is kept as {PREVIOUS_FILE}")
     else:
+        _check_tensors(training, about, tensors, path)
         restore(training, about, tensors)
         say(f"resumed after epoch {len(training.history)}")
 
@@ -425,17 +431,58 @@ def restore(training: Training, about: dict[str, Any], tensors: dict[str, Tensor
     training.optimizer.load_state_dict(state)
 
 
+def _check_tensors(training: Training, about: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise `InputError` unless a checkpoint of this training holds all that a resume needs, in the right shapes.
+
+    PyTorch would start an optimiser without its state anew, and a best epoch without its weights would be lost.
+    """
+    wanted = _state_shapes(training, about)
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    wrong = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
+    if wrong:
+        raise InputError(
+            f"is not a whole checkpoint: {len(wrong)} of {len(wanted)} tensors are missing, misshapen or unknown",
+            file=path,
+            value=", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else ""),
+            remedy=TRAIN_ANEW,
+        )
+
+
+def _state_shapes(training: Training, about: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that `save_state` writes for such a training."""
+    copies = ["network", *(["mean"] if training.mean is not None else []), *(["best"] if about["best_epoch"] else [])]
+    own = {name: tuple(value.shape) for name, value in training.network.state_dict().items()}
+    shapes = {f"{copy}.{name}": shape for copy in copies for name, shape in own.items()}
+    for index, parameter in enumerate(training.network.parameters()):
+        for name in _OPTIMIZER_STATE[about["params"]["optimizer"]]:
+            shapes[f"optimizer.{index}.{name}"] = () if name == "step" else tuple(parameter.shape)
+    return shapes
+
+
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["mtv_training"])
+            _check_about(about)
             return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"is not a readable checkpoint of a training ({type(error).__name__}: {error})",
             file=path,
-            remedy="delete it to train this fold anew.",
+            remedy=TRAIN_ANEW,
         ) from None
+
+
+def _check_about(about: Any) -> None:
+    """Raise `TypeError`, `KeyError` or `ValueError` unless this is what `save_state` writes beside the tensors."""
+    missing = {"study", "fold", "basis", "best_epoch", "params", "history"} - set(about)
+    if missing:
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    if not isinstance(about["params"], dict):
+        raise TypeError("params is no mapping")
+    history = [Epoch(**epoch) for epoch in about["history"]]
+    if about["best_epoch"] not in range(len(history) + 1):
+        raise ValueError(f"best_epoch is {about['best_epoch']} of {len(history)}")
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -21,6 +21,8 @@ MUTED, INK, HAIRLINE = "#6B7079", "#1F2430", "#D5D8DD"
 FONTS = ["Lato", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 # JupyterLab sets tables in columns of one width, cuts off what is wider, and stripes the rows.
 _NOT_AS_JUPYTER = "#{0} table {{table-layout:auto !important}} #{0} tbody tr {{background:none !important}}"
+_SMALL_PRINT = "#{0} .gt_footnote {{text-align:left; font-size:11.5px; padding:2px 4px}}"
+_ONE_LINE = "#{0} .gt_row, #{0} .gt_col_heading {{white-space:nowrap}}"  # else narrow columns break intervals in two
 _SUBSCRIPT = re.compile(r"_\{(.+?)\}")
 
 
@@ -64,21 +66,26 @@ class Table:
 
 
 def great_table(table: Table, table_id: str) -> GT:
-    """The table in the style of a journal: rules above, below and under the heads, numbers to the right."""
+    """The table in the style of a journal: rules above, below and under the heads, numbers to the right.
+
+    Its element's id is `<table_id>-table`, since the page gives `table_id` to the table with its caption.
+    """
+    element = f"{table_id}-table"
     frame = pd.DataFrame([{key: _cell_html(cell) for key, cell in row.cells.items()} for row in table.rows])
     frame.insert(0, "name", [row.name for row in table.rows])
     groups = [row.group for row in table.rows]
     if any(groups):
         frame.insert(0, "group", groups)
     columns, cited = [*table.columns], [index for index, row in enumerate(table.rows) if row.cited]
-    setting = GT(frame, rowname_col="name", groupname_col="group" if any(groups) else None, id=table_id)
+    setting = GT(frame, rowname_col="name", groupname_col="group" if any(groups) else None, id=element)
     setting = setting.cols_label({key: markup(_head_html(head)) for key, head in table.columns.items()})
     setting = setting.cols_align(table.align, columns).fmt_passthrough(columns, escape=False)  # type: ignore[arg-type]
     setting = setting.tab_style(style.css("white-space:nowrap;"), loc.stub())
     if cited:
         muted = style.text(color=MUTED, style="italic")
         setting = setting.tab_style(muted, [loc.body(rows=cited), loc.stub(rows=cited)]).tab_stub_indent(cited, 2)
-    setting = setting.tab_options(table_additional_css=_NOT_AS_JUPYTER.format(table_id))
+    css = [_NOT_AS_JUPYTER, _SMALL_PRINT, *([_ONE_LINE] if table.align == "right" else [])]
+    setting = setting.tab_options(table_additional_css=[rule.format(element) for rule in css])
     return _rules(_small_print(setting, table), len(columns))
 
 
@@ -107,22 +114,29 @@ def _sentence(reason: str) -> str:
 
 def _rules(setting: GT, columns: int) -> GT:
     options: dict[str, Any] = {}
-    for place in ("table_border_top", "table_border_bottom", "column_labels_border_bottom", "table_body_border_bottom"):
+    for place in ("table_border_top", "column_labels_border_bottom", "table_body_border_bottom"):
         options |= {f"{place}_style": "solid", f"{place}_color": INK, f"{place}_width": "1px"}
     for place in ("column_labels_border_top", "row_group_border_bottom", "table_body_hlines", "stub_border"):
         options[f"{place}_style"] = "none"
+    options["table_border_bottom_style"] = "none"  # the small print stands below the last rule
+    wide = columns > 7  # smaller, so that it fits the page
+    for place in ("data_row", "column_labels", "row_group", "source_notes"):
+        options[f"{place}_padding_horizontal"] = "3px" if wide else "4px"
     return setting.tab_options(
         **options,
         row_group_border_top_color=HAIRLINE,
         table_width="100%" if columns > 3 else "auto",
         table_font_names=FONTS,
-        table_font_size="13px",
+        table_font_size="12px" if wide else "13px",
         table_font_color=INK,
         column_labels_font_weight="bold",
         row_group_font_weight="bold",
         data_row_padding="4px",
         row_group_padding="6px",
+        container_padding_y="0px",
+        table_margin_left="0px",  # below the beginning of the caption
         source_notes_font_size="11.5px",
+        source_notes_padding="2px",
         footnotes_marks="letters",
     )
 
@@ -146,12 +160,11 @@ def typst(table: Table) -> str:
     small = [f"#super[{mark}] {_words(_sentence(reason))}" for reason, mark in marks.items()]
     small += [_words(note) for note in table.notes]
     align = f"align: (x, y) => if x == 0 {{ left }} else {{ {table.align} }}"
-    settings = f"columns: {width}, stroke: none, inset: (x: 4pt, y: 2.5pt), {align},"
-    body, below = "\n  ".join([settings, *lines]), " #linebreak() ".join(small)
-    return (
-        "#block[\n#set text(size: 8pt)\n#set par(justify: false, leading: 0.4em)\n"
-        f"#table(\n  {body}\n)\n#align(left, text(size: 7pt)[{below}])\n]"
-    )
+    inset = 4 if width < 10 else 2.5  # pt; the widest table fills the page
+    settings = f"columns: {width}, stroke: none, inset: (x: {inset}pt, y: 2.5pt), {align},"
+    body = "\n  ".join([settings, *lines])
+    below = f"#block(above: 0.6em, text(size: 7pt)[{' #linebreak() '.join(small)}])\n" if small else ""
+    return f"#block[\n#set text(size: 8pt)\n#set par(justify: false, leading: 0.4em)\n#table(\n  {body}\n)\n{below}]"
 
 
 def _row_typst(row: Row, marks: Mapping[str, str]) -> str:

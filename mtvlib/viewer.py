@@ -412,8 +412,8 @@ def _line(
 
 def _write_orientation(draw: ImageDraw.ImageDraw, size: tuple[int, int], text: str) -> None:
     (width, height), font = size, ImageFont.load_default(size[0] / 18)
-    edge, inks = width / 60, ("#333333", "white") if text.startswith("PET") else ("white", "#555555")
-    style: dict[str, Any] = {"font": font, "fill": inks[0], "stroke_width": 2, "stroke_fill": inks[1]}
+    edge, inks = width / 60, ("#333333", "white") if text.startswith("PET") else ("white", "black")
+    style: dict[str, Any] = {"font": font, "fill": inks[0], "stroke_width": 3, "stroke_fill": inks[1]}
     draw.text((edge, edge), text, anchor="la", **style)
     draw.text((edge, height / 2), "R", anchor="lm", **style)
     draw.text((width - edge, height / 2), "L", anchor="rm", **style)

@@ -1,5 +1,6 @@
 """From masks to the three result files: a cohort worked out by hand, and every way in which one can be degenerate."""
 
+import dataclasses
 import json
 from importlib import resources
 
@@ -12,6 +13,7 @@ from mtvlib import volume
 from mtvlib.cohort import read_cohort
 from mtvlib.errors import InputError
 from mtvlib.evaluation import Case, evaluate, evaluate_case, evaluate_cohort, evaluate_study, summarise
+from mtvlib.files import sha256
 from mtvlib.params import Params
 from mtvlib.prepare import prepare_patient
 from mtvlib.study import Study
@@ -228,6 +230,45 @@ def test_patients_must_be_known_and_come_once(given, problem, tmp_path):
     with pytest.raises(InputError, match=problem):
         evaluate(given, cohort(2), tmp_path, PARAMS)
     assert not list(tmp_path.iterdir())
+
+
+# --- several scans of one person
+
+
+def scanned_twice(n):
+    """Every patient of `cases(n)` a second time, under another name, and the cohort that says so."""
+    again = [dataclasses.replace(one, patient=f"{one.patient}_again") for one in cases(n)]
+    table = pd.concat([cohort(n), cohort(n).assign(patient=[one.patient for one in again])], ignore_index=True)
+    return [*cases(n), *again], table.assign(person=[f"M{i}" for i in range(n)] * 2)
+
+
+def test_a_second_scan_of_everybody_makes_no_interval_narrower(tmp_path):
+    once = evaluate(cases(8), cohort(8), tmp_path / "once", PARAMS)["cross_validation"]
+    twice = evaluate(*scanned_twice(8), tmp_path / "twice", PARAMS)["cross_validation"]
+    assert (twice["n_patients"], twice["n_persons"]) == (16, 8)
+    for target in ("primary", "all"):
+        for key in ("cohort_dsc_ci95", "mean_dsc_ci95"):
+            assert twice["delineation"][target][key] == pytest.approx(once["delineation"][target][key]), key
+    assert twice["classification"]["t_nodes_ci95"] == pytest.approx(once["classification"]["t_nodes_ci95"])
+    key = "mean_absolute_difference_ml"
+    assert twice["ttb"]["all_patients"][key] == pytest.approx(once["ttb"]["all_patients"][key])
+    unknown = evaluate(scanned_twice(8)[0], scanned_twice(8)[1].drop(columns="person"), tmp_path / "unknown", PARAMS)
+    width = np.ptp(unknown["cross_validation"]["delineation"]["all"]["cohort_dsc_ci95"])
+    assert width < 0.85 * np.ptp(twice["delineation"]["all"]["cohort_dsc_ci95"])
+
+
+def test_persons_with_one_scan_each_change_nothing(tmp_path):
+    known = evaluate(cases(6), cohort(6).assign(person=[f"M{i}" for i in range(5)] + [np.nan]), tmp_path, PARAMS)
+    assert known == evaluate(cases(6), cohort(6), tmp_path, PARAMS)
+    assert known["cross_validation"]["n_persons"] == 6
+
+
+def test_patients_csv_says_whose_scan_a_row_is(tmp_path):
+    """So that the summary can be computed again from it."""
+    summary = evaluate(*scanned_twice(3), tmp_path, PARAMS)
+    written, patients, lesions = results(tmp_path)
+    assert patients["person"].tolist() == ["M0", "M1", "M2"] * 2
+    assert json.loads(json.dumps(summarise(patients, lesions, PARAMS))) == written == json.loads(json.dumps(summary))
 
 
 # --- degenerate cohorts: null with a reason, never an exception, 0 or NaN
@@ -447,7 +488,15 @@ def study(files):
         prepare_patient(row, params, study.volumes)
         reference = volume.read_image(study.volumes / row["patient"] / "reference.nii")
         volume.write_image(reference, study.prediction_path(row["patient"]))
+    write_index(study, table["patient"])
     return study
+
+
+def write_index(study, patients, index="folds/0/predicted.csv"):
+    path = study.folder / index
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"patient": patient, "sha256": sha256(study.prediction_path(patient))} for patient in patients]
+    pd.DataFrame(rows, columns=["patient", "sha256"]).to_csv(path, index=False)
 
 
 def test_a_study_is_evaluated_on_its_own_grid(study):
@@ -463,3 +512,58 @@ def test_a_study_without_all_predictions_is_not_evaluated(study):
     with pytest.raises(InputError, match="1 of 4 patients have no prediction: M3"):
         evaluate_study(study)
     assert not study.results.exists()
+
+
+def test_external_patients_are_in_the_list_of_their_own(study):
+    table = study.cohort.assign(fold=[0, 0, 0, -1], split=["cross_validation"] * 3 + ["external_testing"])
+    table["cohort"] = ["main"] * 3 + ["external"]
+    study.write_cohort(table)
+    write_index(study, ["M3"], "predictions/external.csv")
+    write_index(study, ["M0", "M1", "M2"])
+    assert evaluate_study(Study(study.params))["external_testing"]["n_patients"] == 1
+    write_index(study, ["M0", "M1", "M2", "M3"])
+    write_index(study, [], "predictions/external.csv")
+    with pytest.raises(InputError, match=r"patient M3.*no such prediction is listed"):
+        evaluate_study(Study(study.params))
+
+
+REFUSED = r"patient M2, file .*predictions/M2\.nii\.gz: .*not the one.*Remedy: delete it and run the study again"
+
+
+def test_a_truncated_prediction_is_refused_with_the_studys_own_remedy(study):
+    path = study.prediction_path("M2")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match=REFUSED):
+        evaluate_study(study)
+    assert not study.results.exists()
+
+
+def test_a_label_map_that_is_not_the_predicted_one_is_refused(study):
+    labels = volume.read_labels(study.prediction_path("M2"))
+    volume.write_image(labels * 0, study.prediction_path("M2"))
+    with pytest.raises(InputError, match=REFUSED):
+        evaluate_study(study)
+    assert not study.results.exists()
+
+
+def test_a_label_map_of_another_folds_network_is_refused(study):
+    """That network may have learnt from the patient."""
+    write_index(study, ["M0", "M1", "M3"])
+    write_index(study, ["M2"], "folds/1/predicted.csv")
+    with pytest.raises(InputError, match=REFUSED):
+        evaluate_study(study)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, "list of what was predicted is missing. Remedy: run"),
+        ("", r"is no list of predictions .*Remedy: delete it and run"),
+        ("patient\nM0\n", r"is no list of predictions .*Remedy: delete it and run"),
+    ],
+)
+def test_a_damaged_list_of_predictions_is_refused_and_named(study, text, problem):
+    path = study.fold_folder(0) / "predicted.csv"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(InputError, match=rf"folds/0/predicted\.csv: .*{problem}"):
+        evaluate_study(study)

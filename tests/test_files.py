@@ -34,6 +34,18 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_a_full_disk_that_a_library_tells_of_is_said_too(tmp_path):
+    class RustError(Exception):
+        pass
+
+    said = r"a\.st: could not be written: No space left on device\. Remedy: free disk space"
+    with pytest.raises(WorkError, match=said), atomic_path(tmp_path / "a.st"):
+        raise RustError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(RustError), atomic_path(tmp_path / "a.st"):
+        raise RustError("dtype not understood")
+    assert os.listdir(tmp_path) == []
+
+
 def test_temporary_files_keep_the_suffix(tmp_path):
     with atomic_path(tmp_path / "image.nii.gz") as temporary:
         assert temporary.name.endswith(".nii.gz")

@@ -135,6 +135,49 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path, text, message):
         inference.load_model(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "7", '"text"', "null", '{"format": {}}'])
+def test_json_that_describes_no_model_is_refused(tmp_path, text):
+    saved(tmp_path)
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(InputError, match=r"model\.json: .*Remedy: "):
+        inference.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (None, "no architecture, preprocessing, training, sha256"),
+        (("sha256",), "no sha256"),
+        (("sha256", "weights.safetensors"), r"no sha256\.weights\.safetensors"),
+        (("architecture",), "no architecture"),
+        (("preprocessing", "spacing_mm"), r"no preprocessing\.spacing_mm"),
+        (("training", "params", "folds"), r"no training\.params\.folds"),
+    ],
+)
+def test_half_a_description_is_refused_and_what_is_missing_named(tmp_path, place, said):
+    saved(tmp_path)
+    path = tmp_path / "model.json"
+    about = json.loads(path.read_text())
+    if place is None:
+        about = {"format": about["format"]}
+    else:
+        inside = about
+        for name in place[:-1]:
+            inside = inside[name]
+        del inside[place[-1]]
+    path.write_text(json.dumps(about))
+    with pytest.raises(InputError, match=rf"model\.json: .*not whole \(found: {said}\)\. Remedy: delete it"):
+        inference.load_model(tmp_path)
+
+
+def test_an_architecture_that_is_no_mapping_is_refused(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architecture": [1, 2]}))
+    with pytest.raises(InputError, match="do not fit the architecture"):
+        inference.load_model(tmp_path)
+
+
 def test_models_of_other_preprocessing_are_refused(tmp_path):
     model = inference.load_model(saved(tmp_path))
     inference.check_preprocessing([model], PARAMS)

@@ -99,3 +99,49 @@ def test_wilson_by_hand():
 
 def test_ratio_is_undefined_over_zero():
     assert ratio([1, 0, 3], [2, 0, 0]).tolist() == pytest.approx([0.5, np.nan, np.nan], nan_ok=True)
+
+
+# --- several rows of one person
+
+
+def of_mean(values):
+    return {"mean": values[..., 0].mean(-1)}
+
+
+def test_one_row_a_person_is_the_bootstrap_over_patients():
+    assert Bootstrap.of_persons(100, 1, ["c", "a", "b"]) == Bootstrap(100, 1)
+
+
+def test_rows_doubled_within_persons_give_the_interval_of_the_single_rows():
+    values, persons = np.random.default_rng(5).random(30), [f"P{i}" for i in range(30)]
+    doubled, by_person = np.tile(values, 2), Bootstrap.of_persons(500, 3, persons * 2)
+    single = Bootstrap(500, 3).of_sums(with_count(values), mean)["mean"]
+    assert by_person.of_sums(with_count(doubled), mean)["mean"].ci95 == pytest.approx(single.ci95)
+    assert by_person.of_sample(doubled[:, None], of_mean)["mean"].ci95 == pytest.approx(single.ci95)
+    as_if_independent = Bootstrap(500, 3).of_sums(with_count(doubled), mean)["mean"].ci95
+    assert np.ptp(as_if_independent) == pytest.approx(np.ptp(single.ci95) / 2**0.5, rel=0.15)
+
+
+def test_a_drawn_person_comes_with_all_rows():
+    """Of A with 0 and B with 1, 1 there are four resamples: AA, AB, BA, BB, with means 0, 2/3, 2/3, 1."""
+    values, by_person = np.array([1.0, 0, 1]), Bootstrap.of_persons(2000, 1, ["B", "A", "B"])
+    means = [values[rows].mean() for rows in by_person._drawn_rows()]
+    shares = [np.mean(np.isclose(means, value)) for value in (0, 2 / 3, 1)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+    of_sums = by_person.of_sums(with_count(values), mean)["mean"]
+    of_sample = by_person.of_sample(values[:, None], of_mean)["mean"]
+    assert of_sums.value == of_sample.value == pytest.approx(2 / 3)
+    assert of_sums.ci95 == of_sample.ci95 == (0, 1)
+
+
+def test_several_rows_of_the_only_person_have_no_interval():
+    only = Bootstrap.of_persons(100, 1, ["A", "A"])
+    for estimate in (only.of_sums(np.ones((2, 2)), mean), only.of_sample(np.ones((2, 1)), of_mean)):
+        assert (estimate["mean"].value, estimate["mean"].ci95) == (1, None)
+
+
+def test_a_share_of_everybody_counts_persons():
+    """Ten rows of five persons, all 1: at least five persons, so Wilson's interval of 5 of 5."""
+    by_person = Bootstrap.of_persons(100, 1, list("AABBCCDDEE"))
+    everybody = by_person.of_sums(with_count(np.ones(10)), mean, shares={"mean": 10})["mean"]
+    assert everybody.ci95 == pytest.approx(wilson(5, 5))

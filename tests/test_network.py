@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtvlib.network import Network, NetworkConfig, SelfAttention, build, count_parameters
@@ -85,6 +86,43 @@ def test_a_far_voxel_matters_only_with_attention():
         reach[attention] = float(x.grad[0, :, -8:].abs().max())
     assert reach[False] == 0
     assert reach[True] > 0
+
+
+def without_skip(network, level, x):
+    """The output if the features of a level go down, but nothing of them goes across."""
+    down = {}
+
+    def blank(module, inputs, features):
+        down["features"] = F.max_pool3d(features, 2)
+        return torch.zeros_like(features)
+
+    hooks = [
+        network.encoder[level].register_forward_hook(blank),
+        network.encoder[level + 1].register_forward_pre_hook(lambda module, inputs: (down["features"],)),
+    ]
+    try:
+        return network(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("level", range(len(SMALL.filters) - 1))
+@torch.no_grad()
+def test_every_skip_changes_the_output(level):
+    network, x = build(SMALL, seed=1), torch.rand(1, 2, 32, 32, 16)
+    whole = network(x)
+    assert float((without_skip(network, level, x) - whole).abs().max()) > 0.01 * float(whole.std())
+
+
+@torch.no_grad()
+def test_a_decoder_level_takes_the_sum_of_what_comes_up_and_across():
+    network, seen = build(SMALL, seed=1), {}
+    for name in ("up", "encoder"):
+        getattr(network, name)[1].register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.clone()}))
+    network.decoder[1].register_forward_pre_hook(lambda _, inputs: seen.update(sum=inputs[0].clone()))
+    network(torch.rand(1, 2, 32, 32, 16))
+    torch.testing.assert_close(seen["sum"], seen["up"] + seen["encoder"])
 
 
 @pytest.mark.parametrize("attention", [True, False])

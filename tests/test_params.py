@@ -77,12 +77,44 @@ def test_written_parameters_read_back_the_same(tmp_path):
         ({"channels": ["ct"]}, "must name pet once"),
         ({"validation_fraction": 0.9}, "leaves nobody to train"),
         ({"name": "../up"}, "name = '../up'"),
+        ({"epochs": True}, "epochs = True: must be a number, not true or false"),
+        ({"steps_per_epoch": False}, "steps_per_epoch = False: must be a number"),
+        ({"seed": True}, "seed = True: must be a number"),
+        ({"ema": False}, "ema = False: must be a number"),
+        ({"filters": [16, True]}, "filters.1 = True: must be a number"),
+        ({"pet_window_suv": [False, 25]}, "pet_window_suv.0 = False: must be a number"),
+        ({"learning_rate": float("inf")}, "learning_rate = inf: Input should be a finite number"),
+        ({"learning_rate": float("nan")}, "learning_rate = nan: Input should be"),
+        ({"learning_rate": "1e999"}, "learning_rate = '1e999': Input should be a finite number"),
+        ({"pet_window_suv": [0, float("inf")]}, "pet_window_suv.1 = inf: Input should be a finite number"),
+        ({3: 4}, "3"),
     ],
 )
 def test_a_wrong_parameter_is_named(values, message):
     with pytest.raises(InputError, match="parameters: ") as error:
         from_dict(values)
     assert message in str(error.value)
+
+
+def test_no_number_takes_true_for_one():
+    """Whatever number a parameter may be: a boolean there is a slip of the pen."""
+    switches = {name for name, field in Params.model_fields.items() if field.annotation is bool}
+    for name in Params.model_fields.keys() - switches:
+        with pytest.raises(InputError, match=name):
+            from_dict({name: True})
+    assert from_dict(dict.fromkeys(switches, True)).flip is True
+
+
+def test_numbers_may_be_written_as_yaml_reads_them_for_text():
+    assert from_dict({"learning_rate": "1e-3"}).learning_rate == 0.001
+
+
+def test_a_question_in_a_message_is_not_followed_by_a_full_stop():
+    with pytest.raises(InputError) as error:
+        from_dict({"epoch": 3})
+    assert str(error.value).startswith(
+        "parameters: unknown parameter 'epoch', did you mean 'epochs'? (found: 3). Remedy: "
+    )
 
 
 def test_all_wrong_parameters_are_listed_at_once():
@@ -99,6 +131,35 @@ def test_a_file_that_is_no_parameter_file_is_named(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as error:
         read(tmp_path / "x.yml")
     assert "x.yml" in str(error.value)
+
+
+def test_a_parameter_that_comes_twice_is_named_with_its_lines(tmp_path):
+    (tmp_path / "x.yml").write_text("name: x\nepochs: 3\nfolds: 2\nepochs: 300\n")
+    with pytest.raises(InputError, match=r"x\.yml: .*given twice \(found: epochs in lines 2, 4\)\. Remedy: keep one"):
+        read(tmp_path / "x.yml")
+
+
+def test_a_number_that_is_not_finite_is_refused_in_a_file(tmp_path):
+    for text in (".inf", ".nan", "-.inf"):
+        (tmp_path / "x.yml").write_text(f"learning_rate: {text}\n")
+        with pytest.raises(InputError, match=r"x\.yml: parameters: learning_rate = "):
+            read(tmp_path / "x.yml")
+
+
+@pytest.mark.parametrize("text", ["name: 2020-13-45", "a: " + "[" * 5000, "\udce4"])
+def test_yaml_that_cannot_be_taken_in_is_named(tmp_path, text):
+    (tmp_path / "x.yml").write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(InputError, match=r"x\.yml: is not YAML"):
+        read(tmp_path / "x.yml")
+
+
+def test_a_folder_in_place_of_the_file_is_bad_input(tmp_path):
+    with pytest.raises(
+        InputError, match=r"cannot be read: Is a directory\. Remedy: name the study's parameter file"
+    ) as e:
+        read(tmp_path)
+    assert e.value.exit_code == 2
+    assert e.value.file == tmp_path
 
 
 def test_a_missing_file_is_named(tmp_path):

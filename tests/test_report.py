@@ -120,7 +120,14 @@ def add_models(folder, **changes):
 def test_the_model_card_tells_what_a_colleague_must_know(study, no_quarto):
     add_models(study)
     text = re.sub(r"<[^>]+>", "", page(study))
-    for words in ("Research only.", "Other cancers.", "CC BY 4.0", "Berlin 3, Ulm 2", "4 of 7", "0abcdef012345678"):
+    for words in (
+        "Research only.",
+        "Other cancers.",
+        "CC BY 4.0",
+        "Berlin\u00a03, Ulm\u00a02",
+        "4 of 7",
+        "0abcdef012345678",
+    ):
         assert words in text, words
     assert "cohort DSC 0.870" in text  # the study's own figure, from summary.json
     change(study, "cross_validation", ("delineation", "all"), cohort_dsc=0.123)
@@ -233,6 +240,10 @@ def test_warnings_follow_the_data(study):
     assert "wide and approximate" not in warnings()
     change(study, "cross_validation", [], n_patients=12)
     assert "Cross-validation rests on 12 patients" in warnings()
+    change(study, "cross_validation", [], n_persons=12)
+    assert "take scans as independent" not in warnings()
+    change(study, "cross_validation", [], n_persons=10)
+    assert "The 12 scans of cross-validation are of 10 persons" in warnings()
     write_text(study / "results" / "lesions.csv", "patient,touches_border\np0,True\np0,True\n")
     assert "In 1 patient a lesion touches the border" in warnings()
     assert "no manifest" in " ".join(report_text.warnings(Study.open(study), {}))

@@ -1,6 +1,11 @@
+import json
+import resource
+
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from mtvlib import training
 from mtvlib.errors import InputError, WorkError
@@ -148,6 +153,33 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path, killed_after, extr
     assert [e.validation_soft_dsc for e in whole.history] == [e.validation_soft_dsc for e in resumed.history]
 
 
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_resume_after_the_best_epoch_keeps_its_weights(tmp_path, monkeypatch, ema):
+    scores = iter([0.3, 0.5, 0.4, 0.2])
+    monkeypatch.setattr(training, "validation_soft_dsc", lambda *_: next(scores))
+    params = PARAMS.model_copy(update={"ema": ema})
+    best = train_fold(TRAIN, VALIDATION, params.model_copy(update={"epochs": 2}), 0, tmp_path).best_weights
+    train_fold(TRAIN, VALIDATION, params.model_copy(update={"epochs": 3}), 0, tmp_path)  # ends in a worse epoch
+    resumed = train_fold(TRAIN, VALIDATION, params, 0, tmp_path)
+    assert [len(resumed.history), resumed.best_epoch, resumed.best_soft_dsc] == [4, 2, 0.5]
+    assert all(torch.equal(value, resumed.best_weights[name]) for name, value in best.items())
+    assert not torch.equal(best["head.weight"], resumed.validated.head.weight)
+
+
+def test_the_mean_of_the_weights_is_what_is_validated_and_kept(tmp_path, monkeypatch):
+    validated, means = [], []
+    monkeypatch.setattr(training, "validation_soft_dsc", lambda network, *_: validated.append(network) or 0.5)
+
+    def remember(state):
+        means.append({name: value.clone() for name, value in state.mean.state_dict().items()})
+
+    params = PARAMS.model_copy(update={"ema": 0.9, "epochs": 2})
+    result = train_fold(TRAIN, VALIDATION, params, 0, tmp_path, report=remember)
+    assert all(network is result.mean for network in validated)
+    assert all(torch.equal(value, means[0][name]) for name, value in result.best_weights.items())
+    assert not torch.equal(means[0]["head.weight"], weights(result)["head.weight"])
+
+
 def test_mirroring_turns_left_and_right_of_the_chosen_samples_only():
     batch = torch.arange(12.0).view(2, 1, 3, 2, 1)
     mirrored = training.mirror(batch, np.array([False, True]), 2)
@@ -228,6 +260,73 @@ def test_a_damaged_checkpoint_is_refused_and_named(tmp_path):
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"training_state.safetensors.*not a readable checkpoint"):
         train_fold(TRAIN, VALIDATION, PARAMS, 0, tmp_path)
+
+
+def rewrite(state, *, about=None, without=""):
+    """The checkpoint with other metadata, or without the tensors whose name begins so."""
+    with safe_open(state, framework="pt") as file:
+        metadata = file.metadata() if about is None else {"mtv_training": about}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(
+        {name: value for name, value in tensors.items() if not (without and name.startswith(without))}, state, metadata
+    )
+
+
+@pytest.mark.parametrize("about", ["{}", "[]", "7", '"text"', "null", "{", '{"study": "paper", "fold": 0}'])
+def test_a_checkpoint_with_damaged_metadata_is_refused_and_named(tmp_path, about):
+    train_fold(TRAIN, VALIDATION, PARAMS.model_copy(update={"epochs": 1}), 0, tmp_path)
+    rewrite(tmp_path / training.STATE_FILE, about=about)
+    with pytest.raises(InputError, match=r"training_state.safetensors.*not a readable checkpoint.*Remedy: delete it"):
+        train_fold(TRAIN, VALIDATION, PARAMS, 0, tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"history": [{}]}, {"history": 3}, {"best_epoch": 9}, {"params": []}])
+def test_a_checkpoint_whose_history_makes_no_sense_is_refused(tmp_path, change):
+    train_fold(TRAIN, VALIDATION, PARAMS.model_copy(update={"epochs": 1}), 0, tmp_path)
+    about, _ = read_state(tmp_path / training.STATE_FILE)
+    rewrite(tmp_path / training.STATE_FILE, about=json.dumps(about | change))
+    with pytest.raises(InputError, match=r"not a readable checkpoint.*Remedy: delete it"):
+        train_fold(TRAIN, VALIDATION, PARAMS, 0, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "missing", ["network.head.bias", "mean.head.bias", "best.head.bias", "best.", "optimizer.0.step"]
+)
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_and_the_tensor_named(tmp_path, missing):
+    params = PARAMS.model_copy(update={"ema": 0.9})
+    train_fold(TRAIN, VALIDATION, params.model_copy(update={"epochs": 1}), 0, tmp_path)
+    rewrite(tmp_path / training.STATE_FILE, without=missing)
+    with pytest.raises(InputError, match=rf"not a whole checkpoint.*found: {missing}.*Remedy: delete it") as error:
+        train_fold(TRAIN, VALIDATION, params, 0, tmp_path)
+    assert error.value.file == tmp_path / training.STATE_FILE
+
+
+def test_a_full_disk_during_a_checkpoint_is_said_and_the_one_before_kept(tmp_path, monkeypatch):
+    train_fold(TRAIN, VALIDATION, PARAMS.model_copy(update={"epochs": 1}), 0, tmp_path)
+    before = (tmp_path / training.STATE_FILE).read_bytes()
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(training, "save_file", full)
+    with pytest.raises(WorkError, match=r"training_state.*No space left on device\. Remedy: free disk space"):
+        train_fold(TRAIN, VALIDATION, PARAMS, 0, tmp_path)
+    assert (tmp_path / training.STATE_FILE).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [training.STATE_FILE]
+
+
+def test_a_checkpoint_larger_than_files_may_be_is_said(tmp_path):
+    """The system itself refuses to write, as it does where the disk is full or a quota is used up."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    result = train_fold(TRAIN, VALIDATION, PARAMS.model_copy(update={"epochs": 1}), 0, tmp_path / "whole")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        with pytest.raises(WorkError, match=r"training_state.*File too large\. Remedy: free disk space"):
+            training.save_state(result, tmp_path / training.STATE_FILE, PARAMS, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
 def test_a_pickle_in_place_of_a_checkpoint_is_not_opened(tmp_path):

@@ -27,7 +27,14 @@ def test_page_holds_heads_values_intervals_and_small_print(table):
     assert "0.8–1.0" in page
     assert page.count("Not estimable: no lesion.") == 1
     assert "A note." in page
-    assert 'id="tbl-x"' in page
+    assert 'id="tbl-x-table"' in page  # the report gives the label itself to the table with its caption
+
+
+def test_only_tables_of_numbers_keep_their_cells_on_one_line(table):
+    rule = ".gt_row, #tbl-x-table .gt_col_heading {white-space:nowrap}"
+    assert rule in great_table(table, "tbl-x").as_raw_html()
+    table.align = "left"
+    assert rule not in great_table(table, "tbl-x").as_raw_html()
 
 
 def test_page_is_the_same_every_time(table):
