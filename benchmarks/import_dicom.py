@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 from pydicom.uid import generate_uid
 
 from benchmarks.measure import run, write_table
+from mtvlib.clinical import read_table
+from mtvlib.dicom import files_below
+from mtvlib.dicom_import import Options, PatientImport, look_at, plan
+from mtvlib.pseudonyms import open_key
+from mtvlib.regions import read_names
 from mtvlib.volume import Grid
 from tests import dicom_builder
 
@@ -54,7 +60,35 @@ def import_all(source: Path, out: Path, *more: str) -> tuple[float, float]:
     return run([sys.executable, "-m", "mtvlib.cli", "import", "dicom", str(source), "--out", str(out), *more])
 
 
+def phases(source: Path, out: Path) -> str:
+    """Seconds of each phase of one patient, in this process."""
+    pseudonyms = open_key(out.with_suffix(".key"))
+    options = Options(out, read_names(None), read_table(None), pseudonyms, "unknown", frozenset())
+    seconds, clock = {}, time.perf_counter()
+
+    def lap(phase: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        seconds[phase], clock = now - clock, now
+
+    entries = [look_at(str(path)) for path in files_below(source)]
+    lap("sort the files")
+    work = PatientImport(plan(entries, source, options)[0])
+    images, regions = work.open_series()
+    lap("read headers")
+    pet = work.take_pet([one for one in images if one.modality == "PT"])
+    lap("read PET")
+    ct = work.take_ct([one for one in images if one.modality == "CT"], pet)
+    lap("read CT")
+    labelled = work.take_reference(regions, pet, ct)
+    lap("contours to labels")
+    work.write(pet, ct, labelled)
+    lap("write")
+    return ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
+
+
 def main() -> None:
+    told = []
     lines = [
         "| source | files | seconds | a patient | peak memory of a process, MB |",
         "| --- | --- | --- | --- | --- |",
@@ -68,6 +102,8 @@ def main() -> None:
                 seconds, peak_mb = import_all(source, folder / f"out{length_cm}{jobs}", "--jobs", str(jobs))
                 what = f"4 patients, {length_cm} cm, {jobs} process{'es' if jobs > 1 else ''}"
                 lines.append(f"| {what} | {files} | {seconds:.1f} | {seconds / 4:.1f} | {peak_mb:.0f} |")
+            one = source / "P0"
+            told += ["", f"Seconds by phase, one patient of {length_cm} cm: {phases(one, folder / f'one{length_cm}')}."]
             seconds, peak_mb = import_all(source, folder / f"out{length_cm}2", "--jobs", "2")
             lines.append(f"| the same again, nothing changed | {files} | {seconds:.1f} | | {peak_mb:.0f} |")
         many, number = folder / "many", 0
@@ -79,7 +115,7 @@ def main() -> None:
             (place / f"{number}.txt").write_bytes(file[:200])
         seconds, peak_mb = import_all(many, folder / "outmany", "--jobs", "2")
         lines.append(f"| 1 patient among {number + 1} other files | {number + 1} | {seconds:.1f} | | {peak_mb:.0f} |")
-    write_table("import_dicom", "Importing DICOM", [*lines, "", "Command: `python -m benchmarks.import_dicom`."])
+    write_table("import_dicom", "Importing DICOM", [*lines, *told, "", "Command: `python -m benchmarks.import_dicom`."])
 
 
 if __name__ == "__main__":

@@ -136,9 +136,9 @@ class Panel:
         place = {"x": left + x * (right - left), "y": low + y * (high - low), "xref": "paper", "yref": "paper"}
         self.figure.add_annotation(text=text, **place, **more)
 
-    def heading(self, text: str) -> None:
-        """The title of a column of panels, centred."""
-        self.write_beside(f"<b>{text}</b>", 0.5, 1, yshift=44, yanchor="top")
+    def heading(self, text: str, above: float = 44) -> None:
+        """The title of a column of panels, centred, its upper edge `above` pixels over them."""
+        self.write_beside(f"<b>{text}</b>", 0.5, 1, yshift=above, yanchor="top")
 
     def title(self, text: str, size: float = SMALL) -> None:
         """The title of this panel, at the left above it."""
@@ -253,16 +253,17 @@ def ttb_scatter(patients: pd.DataFrame, ttb: Mapping[str, Mapping[str, Any]]) ->
     Paper, Fig. 2. `ttb` holds the partitions' blocks of summary.json, whose R2 and mean absolute difference (MAD) stand
     in the panel. The line is drawn through the patients that patients.csv does not call outliers.
     """
-    figure = base_figure(440, columns=2, horizontal_spacing=0.13)
+    figure = base_figure(488, columns=2, horizontal_spacing=0.13)
     figure.update_xaxes(visible=False).update_yaxes(visible=False)  # a lone panel stays a square, its neighbour empty
     for column, partition in enumerate(partitions_in(patients), start=1):
         panel, rows = Panel(figure, 1, column), of_partition(patients, partition)
         _ttb_panel(panel, rows, legend=column == 1)
-        panel.title(f"<b>{PARTITION_NAMES[partition]}</b>, N = {len(rows)}", FONT_SIZE)
-        corner = {"xref": "x domain", "yref": "y domain", "xanchor": "left", "yanchor": "top", "align": "left"}
-        panel.write("<br>".join(_ttb_words(ttb[partition])), 0.03, 0.98, bgcolor=tint(PAPER, 0.8), **corner)
+        # Above the axes, where no patient can lie beneath the words.
+        name = f"<b>{PARTITION_NAMES[partition]}</b>, N = {len(rows)}"
+        words = f'<span style="font-size:{SMALL}px">{"<br>".join(_ttb_words(ttb[partition]))}</span>'
+        panel.title(f"{name}<br>{words}", FONT_SIZE)
     legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.2, "yanchor": "top", "traceorder": "normal"}
-    return figure.update_layout(showlegend=True, legend=legend | {"font_size": SMALL}, margin={"t": 36, "b": 96})
+    return figure.update_layout(showlegend=True, legend=legend | {"font_size": SMALL}, margin={"t": 84, "b": 96})
 
 
 def ttb_alt(summary: Mapping[str, Any]) -> str:
@@ -310,7 +311,7 @@ def lesions_by_volume(lesions: pd.DataFrame) -> go.Figure:
 
     Outcomes are those of lesions.csv (paper, Methods, structure-wise analysis); `lesions` is one partition's.
     """
-    figure = base_figure(460, rows=2, columns=2, horizontal_spacing=0.12, vertical_spacing=0.22)
+    figure = base_figure(490, rows=2, columns=2, horizontal_spacing=0.12, vertical_spacing=0.26)
     decades = np.log10(lesions["volume_ml"].max()) if len(lesions) else 1
     edges = 10 ** np.arange(-1, max(decades, 1) + 0.25, 0.25)
     for row, target in enumerate(LESION_CLASSES, start=1):
@@ -321,8 +322,8 @@ def lesions_by_volume(lesions: pd.DataFrame) -> go.Figure:
             panel.x_axis("Volume (ml)" if row == 2 else None)
             panel.y_axis("Lesions" if column == 1 else None)
             if row == 1:
-                panel.heading(_HEADINGS[source])
-    return figure.update_layout(barmode="stack", bargap=0, margin={"t": 58})
+                panel.heading(_HEADINGS[source], above=62)
+    return figure.update_layout(barmode="stack", bargap=0, margin={"t": 74})
 
 
 def lesions_alt(summary: Mapping[str, Any], partition: str) -> str:
@@ -345,7 +346,7 @@ def _lesion_panel(
         bins = zip(pairwise(edges), counts, strict=True)
         panel.bars(middle, counts, width, shade, [f"{low:.2g}–{high:.2g} ml<br>{n} {word}" for (low, high), n in bins])
         words.append(f'<span style="color:{shade}"><b>{len(volumes)} {word}</b></span>')
-    panel.title(f"{name}: {', '.join(words)}")
+    panel.title(f"{name}<br>{', '.join(words)}")
     top = max(1, int(np.histogram(np.clip(lesions["volume_ml"], edges[0], edges[-1]), bins=edges)[0].max()))
     panel.y_axis(range=[0, 1.05 * top], dtick=1 if top < 6 else None)
     panel.x_axis(type="log", range=[-1.05, np.log10(edges[-1]) + 0.05], dtick=1)

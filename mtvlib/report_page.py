@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from mtvlib.show import METADATA_KEY
 
 KINDS = {"fig": "Figure", "tbl": "Table"}
-TABLE_CAPTION = re.compile(r"((?:^\|.*\n)+)\n: (.+?) \{#(tbl-[\w-]+)\}", re.MULTILINE | re.DOTALL)
+TABLE_CAPTION = re.compile(r"((?:^\|[^\n]*\n)+)\n: (.+?) \{#(tbl-[\w-]+)\}", re.MULTILINE | re.DOTALL)
 CALLOUT = re.compile(r"^::: \{\.callout-(\w+) title=\"([^\"]*)\"\}\n(.*?)^:::$", re.MULTILINE | re.DOTALL)
 ATTRIBUTES = re.compile(r"^(#+ .*?)\s*\{[^}\n]*\}$", re.MULTILINE)
 CITATION, REFERENCE = re.compile(r"\[@([\w]+)\]"), re.compile(r"@((?:fig|tbl)-[\w-]+)")

@@ -76,7 +76,8 @@ def said(block: dict[str, Any], key: str, digits: int, unit: str = "", factor: f
     if block.get(key) is None:
         return "not computable"
     ends = block.get(f"{key}_ci95")
-    return number(block[key] * factor, digits) + unit + (f" (95 % CI {interval(ends, digits, factor)})" if ends else "")
+    within = f" (95\u00a0% CI\u00a0{interval(ends, digits, factor)})" if ends else ""  # no break before the % sign
+    return number(block[key] * factor, digits) + unit + within
 
 
 def glance(summary: dict[str, Any], paper: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -148,6 +149,8 @@ IN_WORDS = {
     "cohort_dsc": "cohort DSC",
     "tpr": "share of lesions found",
     "ppv": "share of lesions confirmed",
+    "tpr_primary": "true positive rate of primary tumour",
+    "tpr_nodes": "true positive rate of lymph node metastases",
 }
 
 

@@ -125,7 +125,7 @@ TTB = {
 
 
 def test_ttb_panel_says_what_the_summary_says():
-    texts = written(figures.ttb_scatter(patients(), TTB))
+    texts = " ".join(written(figures.ttb_scatter(patients(), TTB)))
     assert "R² 0.95 (0.91–0.98)<br>MAD 2.62 ml<br>without 1 outlier" in texts
     assert "R² –<br>MAD 1.00 ml<br>without 0 outliers" in texts
 

@@ -163,6 +163,14 @@ def test_page_holds_all_chapters_in_order_without_code(study, no_quarto):
     assert "hidden" not in html.split("</style>")[1].split("<main>")[1]
 
 
+def test_every_table_of_a_page_keeps_its_own_caption(study, no_quarto):
+    html = page(study)
+    assert "{#tbl" not in html
+    captions = dict(re.findall(r'<p class="caption" id="(tbl-[a-z]+)">Table [0-9.]+: (\w+)', html))
+    assert captions["tbl-parameters"] == "All"
+    assert captions["tbl-software"] == "What"
+
+
 def test_page_numbers_captions_references_and_citations(study, no_quarto):
     html = page(study)
     assert "<figcaption>Figure 1.2: A caption.</figcaption>" in html  # the second fold's figure
