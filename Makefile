@@ -32,6 +32,7 @@ lint: $(READY)
 bench: $(READY) $(PEERS)
 	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.import_dicom
+	$(BIN)/python -m benchmarks.lesions
 
 $(PEERS): benchmarks/peers.txt
 	$(PYTHON) -m venv .venv-peers

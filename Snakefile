@@ -35,7 +35,8 @@ rule all:
             file=("weights.safetensors", "model.json", "history.csv", "predicted.csv"),
         ),
         "predictions/external.csv",
-        expand("results/{file}", file=("summary.json", "patients.csv", "lesions.csv")),
+        expand("results/{file}.csv", file=("patients", "lesions", "lesion_choices", "comparators")),
+        "results/summary.json",
         expand("notebooks/{step}.ipynb", step=sorted(set(steps.step_names(PARAMS.folds)) - set(steps.MODULES))),
         "manifest.json",
 
@@ -123,6 +124,8 @@ rule evaluation:
         "results/summary.json",
         "results/patients.csv",
         "results/lesions.csv",
+        "results/lesion_choices.csv",
+        "results/comparators.csv",
     params:
         code=steps.code_fingerprint("evaluation"),
         values=PARAMS.part(("seed", *params.EVALUATION)),

@@ -117,7 +117,7 @@ def _statistics(burdens: np.ndarray, percentile: float) -> dict[str, np.ndarray]
         "limits_low": bias - 1.96 * sd,
         "limits_high": bias + 1.96 * sd,
         "icc": _icc(moments),
-        "ccc": ratio(2 * moments.xy, moments.xx + moments.yy + bias**2),
+        "ccc": _ccc(moments),
         **_deming(moments),
         **_ratios(man, cnn, kept),
     }
@@ -151,6 +151,17 @@ def _moments(x: np.ndarray, y: np.ndarray, kept: np.ndarray) -> _Moments:
     # Rounding alone leaves a spread of about 1e-32 ml2 in a sample of equal burdens.
     xx, yy = (np.where(spread > 1e-18, spread, 0) * enough for spread in (_mean(d_x**2, kept), _mean(d_y**2, kept)))
     return _Moments(kept.sum(-1), mean_x, mean_y, xx, yy, _mean(d_x * d_y, kept) * enough)
+
+
+def icc_and_ccc(x: np.ndarray, y: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ICC(2,1) and Lin's concordance correlation of samples (..., n); those not `kept` (..., n) must be finite."""
+    moments = _moments(x, y, kept)
+    return _icc(moments), _ccc(moments)
+
+
+def _ccc(moments: _Moments) -> np.ndarray:
+    """2 s_xy / (s_x^2 + s_y^2 + (mean_x - mean_y)^2) with n in the denominators (Lin 1989)."""
+    return ratio(2 * moments.xy, moments.xx + moments.yy + (moments.mean_x - moments.mean_y) ** 2)
 
 
 def _icc(moments: _Moments) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
@@ -213,26 +213,89 @@ def run(
 @app.command()
 def evaluate(
     cohort: Annotated[Path, typer.Argument(help="cohort.csv, with references")],
-    predictions: Annotated[Path, typer.Argument(help="Folder of PATIENT.nii.gz label maps of any tool")],
     out: Annotated[Path, typer.Option(help="Folder for patients.csv, lesions.csv and summary.json")],
+    predictions: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="Folder of PATIENT.nii.gz label maps of any tool"),
+    ] = None,
+    method: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="NAME=DIR", help="Label maps of one of several methods; repeat for each."),
+    ] = None,
+    thresholds: Annotated[
+        bool, typer.Option("--thresholds", help="Also thresholds of the SUV, seeded by the reference's lesions.")
+    ] = False,
+    seeds: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of PATIENT.nii.gz label maps of seeds for --thresholds, in place of the reference."),
+    ] = None,
+    margin_mm: Annotated[float, typer.Option(min=0, help="How far from its seed a threshold may reach, mm.")] = 10.0,
+    resample: Annotated[bool, typer.Option("--resample", help="Bring label maps onto the reference's grid.")] = False,
+    missing: Annotated[Literal["error", "empty"], typer.Option(help="What a missing label map is.")] = "error",
     params: Annotated[Optional[Path], typer.Option(help="Parameter file; the paper's values by default.")] = None,  # noqa: UP045
 ) -> None:
-    """Evaluate the masks of any tool as the study evaluates its own."""
+    """Evaluate the masks of any tool as the study evaluates its own; those of several tools are compared too."""
     from mtvlib.evaluation import evaluate_cohort
+    from mtvlib.methods import Seeding, evaluate_methods, method_folders
     from mtvlib.params import Params, read
     from mtvlib.tables import table1_text
 
+    if seeds and not thresholds:
+        raise InputError("--seeds has no use without --thresholds", value=seeds, remedy="give both.")
+    folders = method_folders(predictions, method or (), with_thresholds=thresholds)
+    if not folders and not thresholds:
+        raise InputError("there is nothing to evaluate", remedy="give PREDICTIONS, --method NAME=DIR or --thresholds.")
     chosen = read(params) if params else Params()
-    with _bar("evaluating"):
-        summary = evaluate_cohort(cohort, predictions, out, chosen)
-    print(table1_text(summary))
+    if predictions and not method and not thresholds:
+        with _bar("evaluating") as progress:
+            summary = evaluate_cohort(
+                cohort, predictions, out, chosen, resample=resample, missing=missing, progress=progress
+            )
+        print(*_changes(summary), table1_text(summary), f"Results: {out}", sep="\n")
+        return
+    seeding = Seeding(seeds, margin_mm) if thresholds else None
+    with _stages() as stages:
+        summaries, compared = evaluate_methods(
+            cohort, folders, out, chosen, seeding=seeding, resample=resample, missing=missing, progress=stages
+        )
+    _show_methods(summaries, compared, out)
+
+
+def _show_methods(summaries: dict[str, dict[str, Any]], compared: Any, out: Path) -> None:
+    from mtvlib.tables_comparison import notes_on_seeds, scores_of_methods, scores_text
+
+    scores = scores_of_methods(summaries)
+    notes = [line for name, summary in summaries.items() for line in _changes(summary, f"{name}: ")]
+    notes += notes_on_seeds(summaries)
+    print(scores_text(scores), *notes, sep="\n")
+    if compared is not None:
+        from mtvlib.figures_comparison import write_page
+
+        write_page(out / "comparison.html", scores, compared, notes)
+        print(f"Comparison: {out / 'comparison.html'}")
     print(f"Results: {out}")
+
+
+def _changes(summary: dict[str, Any], name: str = "") -> list[str]:
+    """Which label maps were missing, and which were brought onto another grid: a line each, if any were."""
+    absent, resampled = summary.get("missing_predictions", ()), summary.get("resampled_predictions", ())
+    lines = [f"{name}missing, counted as empty: {len(absent)} ({_few(absent)})"] if absent else []
+    if resampled:
+        before, after = (sum(one[key] for one in resampled) for key in ("before_ml", "after_ml"))
+        patients = _few([one["patient"] for one in resampled])
+        lines.append(f"{name}resampled: {len(resampled)} ({patients}), {before:.1f} ml became {after:.1f} ml")
+    return lines
+
+
+def _few(names: Sequence[str], most: int = 10) -> str:
+    rest = f" and {len(names) - most} more, see summary.json" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 @app.command()
 def report(
     study: Annotated[Path, typer.Argument(help="Folder of a finished study, such as studies/demo")],
-    to: Annotated[Literal["html", "pdf"], typer.Option(help="The report's form.")] = "html",
+    to: Annotated[Literal["html", "pdf", "docx"], typer.Option(help="The report's form.")] = "html",
 ) -> None:
     """Render the report of a finished study."""
     from mtvlib.report import render

@@ -24,6 +24,7 @@ import pandas as pd
 import SimpleITK as sitk
 
 from mtvlib.errors import InputError
+from mtvlib.intervals import Bootstrap
 from mtvlib.leakage import KINDS, ImagePrint, Kind, SameImage, image_print, same_images, shared_collections
 from mtvlib.params import Params
 from mtvlib.volume import Grid, around_labels, read_labels, read_scan, to_array
@@ -93,6 +94,22 @@ def stop_on_errors(findings: Iterable[Finding], *, file: str | Path | None = Non
         )
 
 
+def persons_of(patients: pd.DataFrame) -> list[str]:
+    """Whose scan each row is; by default the patient is a person of his or her own."""
+    persons = patients["person"].fillna(patients["patient"]) if "person" in patients else patients["patient"]
+    return persons.astype(str).tolist()
+
+
+def sites_of(patients: pd.DataFrame) -> list[str]:
+    """Site of each row; one and the same where none is named."""
+    return patients["site"].astype(str).tolist() if "site" in patients else [""] * len(patients)
+
+
+def bootstrap_of(patients: pd.DataFrame, params: Params) -> Bootstrap:
+    """The study's bootstrap of these rows: over patients (persons), and over sites where there are three or more."""
+    return Bootstrap.of_persons(params.bootstrap_resamples, params.seed, persons_of(patients), sites_of(patients))
+
+
 def relative_paths(cohort: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
     """The cohort with `pet`, `ct` and `reference` relative to `folder`: to write it without this machine's paths."""
     cohort = cohort.copy()
@@ -111,7 +128,7 @@ def _read(path: Path, params: Params | None) -> tuple[pd.DataFrame | None, list[
         if name not in table:
             table[name] = ""
     table["person"] = table["person"].where(table["person"] != "", table["patient"])
-    for check in (_check_names, _check_values, _check_persons):
+    for check in (_check_names, _check_values, _check_persons, _check_sites_apart):
         findings += check(table)
     findings += _check_files(table, path.resolve().parent)
     for name in (name for name in _NUMBERS if name in table):
@@ -245,6 +262,16 @@ def _check_persons(table: pd.DataFrame) -> Iterator[Finding]:
             yield _at(table, row, "person_in_both", message, "move or exclude one of the rows.", person)
 
 
+def _check_sites_apart(table: pd.DataFrame) -> Iterator[Finding]:
+    used = _used(table)
+    sites = {cohort: set(used.loc[used["cohort"] == cohort, "site"]) for cohort in SPLITS}
+    for site in sorted(sites["main"] & sites["external"] - {""}):
+        row = used.index[(used["cohort"] == "external") & (used["site"] == site)][0]
+        message = f"patients of the site {site} are in both cohorts: external testing is not of another site"
+        remedy = "move them into one cohort, or keep this in mind where results are called external."
+        yield replace(_at(table, row, "site_in_both", message, remedy), severity="warning")
+
+
 def _check_files(table: pd.DataFrame, folder: Path) -> Iterator[Finding]:
     first: dict[str, int] = {}
     for row, values in _used(table).iterrows():
@@ -319,20 +346,43 @@ def _check_survival(table: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _check_size(table: pd.DataFrame, params: Params) -> Iterator[Finding]:
-    problem = _too_few(exclude(table, params), params)
+    """Whether folds can be made of the main cohort's patients, or of its sites."""
+    used = _used(exclude(table, params))
+    main = used[used["cohort"] == "main"]
+    return _check_sites(main, params) if params.split_by == "site" else _check_persons_left(main, params)
+
+
+def _check_persons_left(main: pd.DataFrame, params: Params) -> Iterator[Finding]:
+    """What is wrong if `folds` folds leave nobody to test, to validate or to train on."""
+    persons = main["person"].nunique()
+    left = persons - math.ceil(persons / params.folds)
+    problem = f"{persons} persons in the main cohort leave {left} to train and validate on" if left < 2 else ""
+    if persons < params.folds:
+        problem = f"{params.folds} folds need {params.folds} persons in the main cohort, {persons} can be used"
     if problem:
         yield Finding("error", "too_few_patients", problem, "add patients or lower `folds`.")
 
 
-def _too_few(cohort: pd.DataFrame, params: Params) -> str | None:
-    """What is wrong if `folds` folds leave nobody to test, to validate or to train on."""
-    persons = cohort.loc[(cohort["cohort"] == "main") & (cohort["exclusion"] == ""), "person"].nunique()
-    left = persons - math.ceil(persons / params.folds)
-    if persons < params.folds:
-        return f"{params.folds} folds need {params.folds} persons in the main cohort, {persons} can be used"
-    if left < 2:
-        return f"{persons} persons in the main cohort leave {left} to train and validate on"
-    return None
+def _check_sites(main: pd.DataFrame, params: Params) -> Iterator[Finding]:
+    """What is wrong if the main cohort's sites cannot be the folds: too few, not as many, a person seen at two."""
+    sites, by_patient = sorted(main["site"].unique()), "set `split_by: patient`."
+    named = ", ".join(sites) or "none"
+    if len(sites) < 2:
+        problem = "`split_by: site` needs two sites in the main cohort"
+        yield Finding("error", "folds_and_sites", problem, f"add a site, or {by_patient}", value=named)
+    elif len(sites) != params.folds:
+        problem = f"`split_by: site` tests one site in each fold, but folds is {params.folds} for {len(sites)} sites"
+        yield Finding("error", "folds_and_sites", problem, f"set `folds: {len(sites)}`.", value=named)
+    for person, seen_at in main.groupby("person")["site"].unique().items():
+        if len(seen_at) > 1:
+            problem = f"the person {person} was seen at several sites of the main cohort, each of which is a fold"
+            remedy = f"exclude the rows of all sites but one, or {by_patient}"
+            yield Finding("error", "person_at_two_sites", problem, remedy, value=", ".join(sorted(seen_at)))
+    for site in sites if len(sites) > 1 else []:
+        left = main.loc[main["site"] != site, "person"].nunique()
+        if left < 2:
+            problem = f"without the site {site}, {left} person of the main cohort is left to train and validate on"
+            yield Finding("error", "too_few_patients", problem, f"add patients, or {by_patient}")
 
 
 # --- checks of the images
@@ -575,20 +625,28 @@ def exclude(cohort: pd.DataFrame, params: Params) -> pd.DataFrame:
 def assign_folds(cohort: pd.DataFrame, params: Params) -> pd.DataFrame:
     """The cohort with `split` (cross_validation, external_testing, excluded) and `fold` (main: 0..folds-1; else -1).
 
-    All rows of a person come into one fold; persons of each site spread evenly over the folds (paper, Methods: five
-    folds; choice: by site, ordered by a hash of seed and name, so neither the order of the rows nor a version of a
-    random generator matters). Raises `InputError` if there are too few patients.
+    All rows of a person come into one fold. By `split_by: patient`, persons of each site spread evenly over the folds
+    (paper, Methods: five folds; choice: by site, ordered by a hash of seed and name, so neither the order of the rows
+    nor a version of a random generator matters). By `split_by: site` (choice), fold k holds the k-th site of the main
+    cohort by name: leave one site out. Raises `InputError` if patients or sites do not do for the folds.
     """
     cohort = exclude(cohort, params)
-    problem = _too_few(cohort, params)
-    if problem:
-        raise InputError(problem, remedy="add patients or lower `folds`.")
+    stop_on_errors(_check_size(cohort, params))
     cohort["split"] = cohort["cohort"].map(SPLITS).where(cohort["exclusion"] == "", EXCLUDED)
     main = cohort[cohort["split"] == SPLITS["main"]]
-    fold_of = {person: i % params.folds for i, person in enumerate(_by_site(main, f"{params.seed} folds"))}
+    fold_of = _folds_by_site(main) if params.split_by == "site" else _folds_by_patient(main, params)
     is_main = cohort["split"] == SPLITS["main"]
     cohort["fold"] = [fold_of[p] if used else -1 for p, used in zip(cohort["person"], is_main, strict=True)]
     return cohort
+
+
+def _folds_by_patient(main: pd.DataFrame, params: Params) -> dict[str, int]:
+    return {person: i % params.folds for i, person in enumerate(_by_site(main, f"{params.seed} folds"))}
+
+
+def _folds_by_site(main: pd.DataFrame) -> dict[str, int]:
+    number = {site: fold for fold, site in enumerate(sorted(main["site"].unique()))}
+    return {person: number[site] for person, site in zip(main["person"], main["site"], strict=True)}
 
 
 @dataclass(frozen=True)
@@ -623,6 +681,12 @@ def fold_patients(cohort: pd.DataFrame, fold: int, params: Params) -> FoldPatien
         validation=sorted(others.loc[validates, "patient"]),
         test=sorted(main.loc[main["fold"] == fold, "patient"]),
     )
+
+
+def fold_sizes(cohort: pd.DataFrame, params: Params) -> list[dict[str, int]]:
+    """Patients of each fold by part, such as {"train": 23, "validation": 6, "test": 7}; `cohort` with folds."""
+    parts = [fold_patients(cohort, fold, params) for fold in range(params.folds)]
+    return [{name: len(getattr(part, name)) for name in ("train", "validation", "test")} for part in parts]
 
 
 def _by_site(rows: pd.DataFrame, salt: str) -> list[str]:

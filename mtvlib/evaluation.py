@@ -1,46 +1,63 @@
 """From masks to results: patients.csv, lesions.csv, summary.json (paper, "Network evaluation" to "Survival analysis").
 
-Patients pass one at a time; each leaves one row and its lesions. The summary is a function of these two tables alone.
+Patients pass one at a time; each leaves one row, its lesions, and their number under other definitions of a lesion. The
+summary is a function of these three tables alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import SimpleITK as sitk
 
-from mtvlib import lesions, metrics, pet, survival, volume
+from mtvlib import (
+    adjustment,
+    comparators,
+    lesion_choices,
+    lesions,
+    matching,
+    metrics,
+    pet,
+    prognosis,
+    surface,
+    survival,
+    trust,
+    volume,
+)
+from mtvlib.adjustment import SURVIVAL_COLUMNS
 from mtvlib.agreement import agreement, outliers
 from mtvlib.classes import LESION_CLASSES, NODES, TARGETS
-from mtvlib.cohort import SPLITS, read_cohort
+from mtvlib.cohort import SPLITS, bootstrap_of, labelled_points_mm, persons_of, read_cohort
 from mtvlib.errors import InputError
 from mtvlib.files import sha256, write_json, write_text
 from mtvlib.intervals import Bootstrap
 from mtvlib.params import Params
 from mtvlib.prepare import load_patient
+from mtvlib.quantities import quantities
 from mtvlib.study import Study
+from mtvlib.subgroups import subgroups
 
 INTERVALS = (
     "95 %: percentiles of a bootstrap over patients (over persons, each with all rows, where several rows are scans of "
-    "one person); Wilson for shares of patients and where all patients are alike; Wald for hazard ratios; "
+    "one person; over sites, and then over their patients, where a partition has three sites or more); Wilson for "
+    "shares of patients and where all patients are alike; Wald for hazard ratios; "
     "infinitesimal jackknife for concordance. Wilson, Wald, jackknife and all tests take rows as independent: with "
     "several rows of one person these intervals are too narrow and the p values too small"
 )
 _DO_AGAIN = "delete it and run the study again."
-SURVIVAL_COLUMNS = ("survival_eligible", "followup_months", "death")
+Missing = Literal["error", "empty"]  # what a missing prediction is
+Progress = Callable[[int, int], None]
+CLINICAL_COLUMNS = ("age", "sex", "tumour_site", "stage", "hpv")
 LESION_COLUMNS = (
     *("patient", "source", "target", "lesion", "volume_ml", "coverage", "outcome"),
-    *("suv_max", "suv_mean", "suv_peak", "tlg", "touches_border", "centroid_voxel"),
+    *("suv_max", "suv_mean", "suv_peak", "tlg", "touches_border"),
+    *("matched_lesion", "iou", "asphericity", "centroid_voxel"),
 )
-NO_PATIENT_HAS = {
-    "primary": "no patient has a primary tumour in reference or prediction",
-    "nodes": "no patient has a node metastasis in reference or prediction",
-    "all": "no patient has a lesion in reference or prediction",
-}
 
 
 @dataclass(frozen=True)
@@ -55,30 +72,35 @@ class Case:
 
 
 def evaluate(cases: Iterable[Case], cohort: pd.DataFrame, out: str | Path, params: Params) -> dict[str, Any]:
-    """Evaluate the cases, write `patients.csv`, `lesions.csv` and `summary.json` into `out`, and return the summary.
+    """Evaluate the cases, write what is found into `out`, and return the summary.
+
+    `patients.csv`, `lesions.csv` and `lesion_choices.csv` are the tables from which `summary.json` is computed.
 
     `cohort` holds at least patient, cohort and site of every case; fold, person and the survival columns are used if
     there.
     The cases may come from a generator, so that one patient is in memory at a time. Raises `InputError` for masks of
     different shapes, unknown classes, a patient that comes twice or is not in the cohort, or no case at all.
     """
-    rows, found, known = {}, {}, set(cohort["patient"])
+    rows, found, choices, known = {}, {}, {}, set(cohort["patient"])
     for case in cases:
         if case.patient not in known:
             raise InputError("is not in the cohort", patient=case.patient, remedy="add a row to cohort.csv.")
         if case.patient in rows:
             raise InputError("comes twice", patient=case.patient)
         rows[case.patient], found[case.patient] = evaluate_case(case, params)
+        choices[case.patient] = choice_counts(case, params)
     if not rows:
         raise InputError("there is no patient to evaluate", remedy="give references, and do not exclude everybody.")
     order = [patient for patient in cohort["patient"] if patient in rows]  # whatever the order of the cases
     lesion_rows = [{"patient": patient, **lesion} for patient in order for lesion in found[patient]]
     patients = _patient_table([rows[patient] for patient in order], cohort, params)
     lesion_table = _lesion_table(lesion_rows)
-    summary = summarise(patients, lesion_table, params)
+    choice_table = lesion_choices.choice_table(order, [choices[patient] for patient in order], _choices(params))
+    summary = summarise(patients, lesion_table, choice_table, params)
     out = Path(out)
     write_text(out / "patients.csv", patients.to_csv(index=False))
     write_text(out / "lesions.csv", lesion_table.to_csv(index=False))
+    write_text(out / "lesion_choices.csv", choice_table.to_csv(index=False))
     write_json(out / "summary.json", summary)
     return summary
 
@@ -103,13 +125,27 @@ def evaluate_case(case: Case, params: Params) -> tuple[dict[str, Any], list[dict
         coverage=params.lesion_coverage,
         connectivity=params.connectivity,
     )
-    table = metrics.contingency(kept["man"], kept["cnn"])
+    box = lesions.bounding_box(kept["man"] | kept["cnn"])
+    inside = kept["man"][box], kept["cnn"][box]
+    table = metrics.contingency(*inside)
     own = {source: [lesion for lesion in found if lesion["source"] == source] for source in kept}
     removed = {
         f"removed_{source}_ml": int(np.count_nonzero(masks[source] != kept[source])) * voxel_ml for source in kept
     }
-    row = {"patient": case.patient} | _volumes(table, voxel_ml) | _uptake(own, case.suv is not None)
-    return row | _counts(table, voxel_ml) | removed, found
+    row = {"patient": case.patient} | metrics.dsc_and_volumes(table, voxel_ml) | _uptake(own, case.suv is not None)
+    row |= _counts(table, voxel_ml) | removed | lesions.spread(own, case.spacing_mm)
+    row |= surface.boundaries(*inside, case.spacing_mm)
+    return row | lesions.false_volumes(*inside, case.spacing_mm, params.connectivity), found
+
+
+def choice_counts(case: Case, params: Params) -> np.ndarray:
+    """A patient's lesions by outcome under each choice of `_choices`: see `lesion_choices.counts_by_choice`."""
+    masks = case.reference.astype(np.uint8), case.prediction.astype(np.uint8)
+    return lesion_choices.counts_by_choice(*masks, case.spacing_mm, _choices(params))
+
+
+def _choices(params: Params) -> list[lesion_choices.Choice]:
+    return lesion_choices.choices(params.connectivity, params.min_roi_ml, params.lesion_coverage)
 
 
 def _check_case(case: Case) -> None:
@@ -122,17 +158,6 @@ def _check_case(case: Case) -> None:
         if labels.dtype.kind not in "ui" or labels.min(initial=0) < 0 or labels.max(initial=0) > NODES:
             value = f"{labels.dtype}, {labels.min(initial=0)} to {labels.max(initial=0)}"
             raise InputError(f"the {name} must hold the integer classes 0, 1, 2", patient=case.patient, value=value)
-
-
-def _volumes(table: np.ndarray, voxel_ml: float) -> dict[str, Any]:
-    """DSC and volumes of each target from a contingency table in voxels."""
-    sizes = {target: [int(n) * voxel_ml for n in metrics.overlap(table, target)] for target in TARGETS}
-    row: dict[str, Any] = {f"dsc_{target}": float(metrics.dsc(*sizes[target])) for target in TARGETS}
-    row |= {"ttb_man_ml": sizes["all"][0], "ttb_cnn_ml": sizes["all"][1]}
-    for target in LESION_CLASSES:
-        row |= {f"mtv_{target}_man_ml": sizes[target][0], f"mtv_{target}_cnn_ml": sizes[target][1]}
-    row |= {f"both_{target}_ml": sizes[target][2] for target in TARGETS}
-    return row | {f"failed_{target}": row[f"dsc_{target}"] == 0 for target in TARGETS}
 
 
 def _counts(table: np.ndarray, voxel_ml: float) -> dict[str, Any]:
@@ -165,6 +190,7 @@ def _uptake_of(found: list[dict[str, Any]], with_suv: bool) -> dict[str, Any]:
 
 def _lesion_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=LESION_COLUMNS)
+    table["matched_lesion"] = table["matched_lesion"].astype("Int64")  # whole numbers beside empty cells
     for number, axis in enumerate("xyz"):
         table[f"centroid_{axis}_voxel"] = table["centroid_voxel"].str[number]
     return table.drop(columns="centroid_voxel")
@@ -173,7 +199,7 @@ def _lesion_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def _patient_table(rows: list[dict[str, Any]], cohort: pd.DataFrame, params: Params) -> pd.DataFrame:
     """The patients' rows between what the cohort knows of them, with outliers and risk groups."""
     first = [name for name in ("patient", "cohort", "site", "fold") if name in cohort]
-    last = [name for name in ("person", *SURVIVAL_COLUMNS) if name in cohort]
+    last = [name for name in ("person", *SURVIVAL_COLUMNS, *CLINICAL_COLUMNS) if name in cohort]
     table = cohort[first].merge(pd.DataFrame(rows), on="patient").merge(cohort[["patient", *last]], on="patient")
     if "fold" not in table:
         table.insert(3, "fold", None)
@@ -214,14 +240,16 @@ def survival_cutoff_ml(patients: pd.DataFrame) -> float | None:
 # --- the summary
 
 
-def summarise(patients: pd.DataFrame, lesion_table: pd.DataFrame, params: Params) -> dict[str, Any]:
-    """The content of summary.json from the two tables."""
+def summarise(
+    patients: pd.DataFrame, lesion_table: pd.DataFrame, choice_table: pd.DataFrame, params: Params
+) -> dict[str, Any]:
+    """The content of summary.json from the three tables."""
     cutoff_ml = survival_cutoff_ml(patients)
     summary: dict[str, Any] = {"intervals": INTERVALS, "parameters": _parameters(params)}
     for cohort, partition in SPLITS.items():
         part = patients[patients["cohort"] == cohort]
         summary[partition] = (
-            _summarise_partition(part, lesion_table, cutoff_ml, params)
+            _summarise_partition(part, patients, lesion_table, choice_table, cutoff_ml, params)
             if len(part)
             else {"n_patients": 0, "reason": f"no patient of the {cohort} cohort was evaluated"}
         )
@@ -234,31 +262,38 @@ def _parameters(params: Params) -> dict[str, Any]:
 
 
 def _summarise_partition(
-    part: pd.DataFrame, lesion_table: pd.DataFrame, cutoff_ml: float | None, params: Params
+    part: pd.DataFrame,
+    patients: pd.DataFrame,
+    lesion_table: pd.DataFrame,
+    choice_table: pd.DataFrame,
+    cutoff_ml: float | None,
+    params: Params,
 ) -> dict[str, Any]:
-    persons = _persons(part)
-    bootstrap = Bootstrap.of_persons(params.bootstrap_resamples, params.seed, persons)
+    persons = persons_of(part)
+    bootstrap = bootstrap_of(part, params)
     return {
         "n_patients": len(part),
         "n_persons": len(set(persons)),
         "delineation": {target: _delineation(part, target, bootstrap) for target in TARGETS},
         "ttb": agreement(part["ttb_man_ml"], part["ttb_cnn_ml"], params.outlier_percentile, bootstrap),
+        "quantities": quantities(part, bootstrap),
         "classification": _classification(part, bootstrap),
         "lesions": _lesions(part, lesion_table, bootstrap),
-        "survival": _survival(part, cutoff_ml, params),
+        "lesion_choices": lesion_choices.summarise_choices(part["patient"], choice_table, bootstrap),
+        "survival": _survival(part, patients, cutoff_ml, params),
+        "subgroups": subgroups(part, params),
     }
-
-
-def _persons(part: pd.DataFrame) -> list[str]:
-    """Whose scan each row is; by default the patient is a person of his or her own, as in cohort.csv."""
-    persons = part["person"].fillna(part["patient"]) if "person" in part else part["patient"]
-    return persons.astype(str).tolist()
 
 
 def _delineation(part: pd.DataFrame, target: str, bootstrap: Bootstrap) -> dict[str, Any]:
     names = ("ttb_man_ml", "ttb_cnn_ml") if target == "all" else (f"mtv_{target}_man_ml", f"mtv_{target}_cnn_ml")
     man, cnn = (part[name].to_numpy() for name in names)
-    return metrics.delineation(man, cnn, part[f"both_{target}_ml"].to_numpy(), bootstrap, NO_PATIENT_HAS[target])
+    both, absent = part[f"both_{target}_ml"].to_numpy(), metrics.NO_PATIENT_HAS[target]
+    return (
+        metrics.delineation(man, cnn, both, bootstrap, absent)
+        | surface.summarise_boundary(man, cnn, part[surface.columns(target)].to_numpy(float), bootstrap, absent)
+        | lesions.mean_false_volumes(part[[f"fpv_{target}_ml", f"fnv_{target}_ml"]].to_numpy(float), bootstrap)
+    )
 
 
 def _classification(part: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -267,10 +302,15 @@ def _classification(part: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
 
 
 def _lesions(part: pd.DataFrame, lesion_table: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Table 3; a row of the paper's "Primary + metastases" is the sum of both classes' rows."""
+    """Table 3, then one-to-one pairs; as in the paper, "Primary + metastases" is the sum of both classes."""
     counts = {target: lesion_counts(part["patient"], lesion_table, target) for target in LESION_CLASSES}
     counts["all"] = counts["primary"] + counts["nodes"]
-    return {target: lesions.detection(counts[target], bootstrap) for target in TARGETS}
+    return {
+        target: lesions.detection(counts[target], bootstrap)
+        | matching.matching(matching.matching_counts(part["patient"], lesion_table, target), bootstrap)
+        | matching.sensitivities(part["patient"], lesion_table, target, bootstrap)
+        for target in TARGETS
+    }
 
 
 def lesion_counts(patients: pd.Series, lesion_table: pd.DataFrame, target: str) -> np.ndarray:
@@ -283,17 +323,21 @@ def lesion_counts(patients: pd.Series, lesion_table: pd.DataFrame, target: str) 
     return np.column_stack(columns)
 
 
-def _survival(part: pd.DataFrame, cutoff_ml: float | None, params: Params) -> dict[str, Any]:
+def _survival(part: pd.DataFrame, patients: pd.DataFrame, cutoff_ml: float | None, params: Params) -> dict[str, Any]:
+    """The survival block of a partition; `patients` holds the main cohort, to whom the predicting model is fitted."""
     included = part[part["survival_included"]]
     reason = _why_no_survival(part, included, cutoff_ml, params)
-    block = {"n": len(included), "events": None, "cutoff_ml": cutoff_ml}
+    block: dict[str, Any] = {"n": len(included), "events": None, "cutoff_ml": cutoff_ml}
+    block["missing"] = adjustment.missing(part, params.min_followup_months)
     if cutoff_ml is None or reason:
-        return block | survival.no_comparison(reason)
+        return block | survival.no_comparison(reason) | prognosis.no_analysis(reason)
     months, death, man, cnn = (
         included[name].to_numpy(float) for name in ("followup_months", "death", "ttb_man_ml", "ttb_cnn_ml")
     )
     block["events"] = int(death.sum())
-    return block | survival.comparison(included["patient"].tolist(), months, death, man, cnn, cutoff_ml)
+    block |= survival.comparison(included["patient"].tolist(), months, death, man, cnn, cutoff_ml)
+    main = patients[patients["survival_included"] & (patients["cohort"] == "main")]
+    return block | prognosis.analysis(included, main, cutoff_ml, params, bootstrap_of(included, params))
 
 
 def _why_no_survival(part: pd.DataFrame, included: pd.DataFrame, cutoff_ml: float | None, params: Params) -> str:
@@ -318,10 +362,32 @@ def evaluate_study(study: Study) -> dict[str, Any]:
     that is damaged or not what the network of its fold predicted: a map put in its place would be taken for it.
     """
     table = study.cohort[study.cohort["split"].isin(SPLITS.values()) & study.cohort["reference"].notna()]
-    _refuse_missing({patient: study.prediction_path(patient) for patient in table["patient"]}, study.predictions)
+    label_files(table, study.predictions)
     predicted = _predicted(study, table)
     cases = (_study_case(study, patient, predicted[patient]) for patient in table["patient"])
-    return evaluate(cases, table, study.results, study.params)
+    summary = evaluate(cases, table, study.results, study.params)
+    summary = add_to_summary(study.results, summary, _beside_thresholds(study, table, summary))
+    return add_to_summary(study.results, summary, trust.with_trust(summary, trust.evaluate_trust(study)))
+
+
+def _beside_thresholds(study: Study, table: pd.DataFrame, summary: dict[str, Any]) -> dict[str, Any]:
+    """The partitions' blocks with `comparators`, what thresholds make of the same volumes; writes comparators.csv."""
+    rows = (row for patient in table["patient"] for row in _comparator_rows(study, patient))
+    found = comparators.table(rows, table)
+    write_text(study.results / "comparators.csv", found.to_csv(index=False))
+    blocks = comparators.summary_blocks(found, read_patients(study.results / "patients.csv"), study.params)
+    return {partition: summary[partition] | {"comparators": block} for partition, block in blocks.items()}
+
+
+def _comparator_rows(study: Study, patient: str) -> list[dict[str, Any]]:
+    prepared = load_patient(study.volumes, patient, study.params)
+    assert prepared.reference is not None  # `_study_case` has seen to it
+    return comparators.patient_rows(patient, prepared.suv, prepared.reference, prepared.grid.spacing_mm, study.params)
+
+
+def read_patients(path: str | Path) -> pd.DataFrame:
+    """A patients.csv; names like 007 are text."""
+    return pd.read_csv(path, dtype={"patient": str, "site": str, "person": str}, float_precision="round_trip")
 
 
 def _predicted(study: Study, table: pd.DataFrame) -> dict[str, str | None]:
@@ -365,36 +431,120 @@ def _check_prediction(patient: str, file: Path, predicted: str | None) -> None:
         raise InputError(problem, patient=patient, file=file, value=value, remedy=_DO_AGAIN)
 
 
-def evaluate_cohort(cohort: str | Path, predictions: str | Path, out: str | Path, params: Params) -> dict[str, Any]:
+def evaluate_cohort(
+    cohort: str | Path,
+    predictions: str | Path,
+    out: str | Path,
+    params: Params,
+    *,
+    resample: bool = False,
+    missing: Missing = "error",
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
     """Evaluate label maps `predictions/<patient>.nii.gz` of any tool against the references of a cohort.csv.
 
-    Patients that are excluded or have no reference are left out. Each prediction must lie on its reference's grid; PET
-    is resampled onto it. Raises `InputError` that lists every missing prediction, or names the first unfit one.
+    Patients that are excluded or have no reference are left out; PET is resampled onto the reference's grid. So is a
+    prediction on another grid with `resample` (`volume.resample_labels`), else it is an error. A missing prediction is
+    an error, or by `missing` an empty mask. The summary lists `missing_predictions` and `resampled_predictions`, these
+    with their volume before and after. Raises `InputError` that lists every missing prediction, or names the first
+    unfit one.
     """
+    table = evaluable(cohort)
+    files, absent = label_files(table, predictions, missing=missing)
+    changes: list[dict[str, Any] | None] = []
+
+    def cases() -> Iterator[Case]:
+        for number, (_, row) in enumerate(table.iterrows(), start=1):
+            case, change = _cohort_case(row, files[row["patient"]], resample=resample)
+            changes.append(change)
+            yield case
+            progress(number, len(table))
+
+    summary = evaluate(cases(), table, out, params)
+    summary |= trust.with_trust(summary, trust.without_maps(summary))
+    resampled = [change for change in changes if change]
+    return add_to_summary(out, summary, {"missing_predictions": absent, "resampled_predictions": resampled})
+
+
+def evaluable(cohort: str | Path) -> pd.DataFrame:
+    """The rows of a cohort.csv that can be evaluated: not excluded, and with a reference."""
     table = read_cohort(cohort)
-    table = table[(table["reference"] != "") & (table["exclusion"] == "")]
-    files = {patient: Path(predictions) / f"{patient}.nii.gz" for patient in table["patient"]}
-    _refuse_missing(files, predictions)
-    return evaluate((_cohort_case(row, files[row["patient"]]) for _, row in table.iterrows()), table, out, params)
+    return table[(table["reference"] != "") & (table["exclusion"] == "")]
 
 
-def _cohort_case(row: pd.Series, file: Path) -> Case:
-    patient = row["patient"]
-    reference = volume.read_labels(row["reference"], patient=patient)
-    prediction = volume.read_labels(file, patient=patient)
-    volume.check_same_grid(reference, prediction, patient=patient, file=file)
+def reference_and_suv(row: pd.Series) -> tuple[volume.Grid, np.ndarray, np.ndarray]:
+    """A patient's reference, and the PET resampled onto its grid: grid, labels and SUV (x, y, z)."""
+    reference = volume.read_labels(row["reference"], patient=row["patient"])
     grid = volume.Grid.of(reference)
-    suv = volume.resample(volume.read_scan(row["pet"], patient=patient), grid, outside=0.0)
-    masks = volume.to_array(reference), volume.to_array(prediction)
-    return Case(patient, *masks, volume.to_array(suv), grid.spacing_mm)
+    suv = volume.resample(volume.read_scan(row["pet"], patient=row["patient"]), grid, outside=0.0)
+    return grid, volume.to_array(reference), volume.to_array(suv)
 
 
-def _refuse_missing(files: dict[str, Path], folder: str | Path) -> None:
-    missing = [patient for patient, file in files.items() if not file.exists()]
-    if missing:
+def _cohort_case(row: pd.Series, file: Path, *, resample: bool) -> tuple[Case, dict[str, Any] | None]:
+    """A patient's case, empty without a file, and what resampling did to the prediction: None if it was not needed."""
+    grid, reference, suv = reference_and_suv(row)
+    prediction, change = np.zeros_like(reference), None
+    if file.exists():
+        labels = volume.read_labels(file, patient=row["patient"])
+        if resample and not volume.same_grid(grid, labels):
+            before_ml = _labelled_ml(labels)
+            labels = _onto(grid, labels, row["patient"], file)
+            change = {"patient": row["patient"], "before_ml": before_ml, "after_ml": _labelled_ml(labels)}
+        _check_grid(grid, labels, row["patient"], file)
+        prediction = volume.to_array(labels)
+    return Case(row["patient"], reference, prediction, suv, grid.spacing_mm), change
+
+
+def _labelled_ml(labels: sitk.Image) -> float:
+    return int(np.count_nonzero(sitk.GetArrayViewFromImage(labels))) * volume.Grid.of(labels).voxel_ml
+
+
+def _onto(grid: volume.Grid, labels: sitk.Image, patient: str, file: Path) -> sitk.Image:
+    """A label map on the reference's grid; one that lies wholly outside of it belongs to another image."""
+    points = labelled_points_mm(labels)
+    if len(points) and not grid.contains(points).any():
         raise InputError(
-            f"{len(missing)} of {len(files)} patients have no prediction: {', '.join(missing)}",
-            file=folder,
-            remedy="add PATIENT.nii.gz for each (an empty mask where nothing was found), or exclude the patient "
-            "in the column exclusion of cohort.csv.",
+            f"none of its labels lies within the reference's field, {grid}",
+            patient=patient,
+            file=file,
+            value=volume.Grid.of(labels),
+            remedy="give the file that belongs here: resampling moves no image.",
         )
+    return volume.resample_labels(labels, grid)
+
+
+def _check_grid(grid: volume.Grid, labels: sitk.Image, patient: str, file: Path) -> None:
+    try:
+        volume.check_same_grid(grid, labels, patient=patient, file=file)
+    except InputError as error:
+        remedy = "give the file that belongs here, or `--resample` to bring label maps onto the reference's grid."
+        raise InputError(error.problem, patient=patient, file=file, value=error.value, remedy=remedy) from None
+
+
+def label_files(
+    table: pd.DataFrame, folder: str | Path, what: str = "prediction", *, missing: Missing = "error"
+) -> tuple[dict[str, Path], list[str]]:
+    """The file of each patient's label map in a folder, and the patients that have none.
+
+    Raises `InputError` that lists these, unless `missing` is `empty`. A folder that is none, or holds nobody's, is not
+    the one that was meant, and always an error.
+    """
+    files = {patient: Path(folder) / f"{patient}.nii.gz" for patient in table["patient"]}
+    absent = [patient for patient, file in files.items() if not file.exists()]
+    if files and not Path(folder).is_dir():
+        raise InputError("there is no such folder", file=folder, remedy=f"name the folder of the {what}s.")
+    if absent and (missing == "error" or len(absent) == len(files)):
+        raise InputError(
+            f"{len(absent)} of {len(files)} patients have no {what}: {', '.join(absent)}",
+            file=folder,
+            remedy="add PATIENT.nii.gz for each (an empty mask where nothing was found; `mtv evaluate --missing empty` "
+            "counts predictions so), or exclude the patient in the column exclusion of cohort.csv.",
+        )
+    return files, absent
+
+
+def add_to_summary(out: str | Path, summary: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """The summary with more keys, written again."""
+    summary = summary | more
+    write_json(Path(out) / "summary.json", summary)
+    return summary

@@ -1,7 +1,7 @@
 """The study's figures, as plotly figures: from tables of results to what a reader sees.
 
 Nothing is estimated here: intervals, fits and survival curves come from the modules that know how. The visual language
-(`COLORS`, `FONT`, `TEMPLATE`, `base_figure`) stands at the top, and whatever else the study draws uses it.
+(`FONT`, `TEMPLATE`, `base_figure`) stands at the top; its colours are those of palette.py.
 """
 
 from __future__ import annotations
@@ -18,24 +18,10 @@ from plotly.subplots import make_subplots
 
 from mtvlib import agreement
 from mtvlib.classes import LESION_CLASSES
+from mtvlib.palette import COLORS, HAIRLINE, INK, PAPER
 from mtvlib.tables import MISSING, PARTITION_NAMES, SOURCE_NAMES, TARGET_NAMES, count, p_relation, with_interval
 
 # --- the visual language
-
-# One meaning a colour, everywhere; pairs that meet in a figure differ in lightness too, so that they survive colour
-# blindness and grey printing (after Okabe and Ito, and Tol).
-COLORS = {
-    "manual": "#3D4451",
-    "cnn": "#0072B2",
-    "primary": "#D55E00",
-    "nodes": "#009E73",
-    "all": "#5B4B8A",
-    "high_risk": "#A3162A",
-    "low_risk": "#3F8FC4",
-    "outlier": "#E0218A",
-    "neutral": "#8A8F98",
-}
-INK, HAIRLINE, PAPER = "#1F2430", "#D5D8DD", "#FFFFFF"
 
 # Lato comes with kaleido, so static figures look alike on every machine; browsers take the reader's own sans.
 FONT = "Lato, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"

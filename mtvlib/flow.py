@@ -89,7 +89,9 @@ def forget_lost_files(study: Study) -> None:
 def _named_files(study: Study, index: Path) -> Iterator[Path]:
     for row in pd.read_csv(index, dtype=str).to_dict("records"):
         if index.parent != study.volumes:
-            yield study.prediction_path(row["patient"])
+            columns = {"labels": "sha256", "probability": "probability_sha256", "votes": "votes_sha256"}
+            paths = study.prediction_paths(row["patient"])
+            yield from (paths[name] for name, column in columns.items() if isinstance(row.get(column), str))
         else:
             yield from (study.volumes / row["patient"] / name for name in (RECORD, OVERVIEW))
             yield from (study.volumes / row["patient"] / f"{name}.nii" for name in FILES if isinstance(row[name], str))

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import mtvlib
-from mtvlib.classes import CLASS_NAMES
+from mtvlib.classes import BACKGROUND, CLASS_NAMES
 from mtvlib.errors import InputError
 from mtvlib.files import atomic_path, sha256, write_json, write_text
 from mtvlib.network import Network, NetworkConfig
@@ -34,6 +34,7 @@ from mtvlib.volume import to_image, write_image
 WEIGHTS_FILE, MODEL_FILE = "weights.safetensors", "model.json"
 _FORMAT = "mtv-model-1"
 VOXELS_AT_ONCE = 2**17  # a quarter of the paper's window
+INDEX_COLUMNS = ["patient", "sha256", "probability_sha256", "votes_sha256", "models"]
 
 INTENDED_USE = (
     "Research: delineation of the metabolic tumour volume of head and neck cancer in FDG PET/CT, and its division into "
@@ -181,7 +182,19 @@ def predictor(networks: Sequence[Network]) -> Callable[[torch.Tensor], torch.Ten
     return predict
 
 
-@torch.inference_mode()
+def predictor_of_each(networks: Sequence[Network]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The mean as `predictor` gives it, to the last bit, and behind it each network's own: (N, K (1 + M), x, y, z)."""
+
+    def predict(windows: torch.Tensor) -> torch.Tensor:
+        each = [torch.softmax(network(windows).float(), 1) for network in networks]
+        mean = each[0].clone()
+        for probabilities in each[1:]:
+            mean += probabilities
+        return torch.cat([mean / len(networks), *each], 1)
+
+    return predict
+
+
 def predict_probabilities(networks: Sequence[Network], inputs: np.ndarray, depth: int, stride: int) -> np.ndarray:
     """Class probabilities (K, x, y, z) float32 of a prepared volume (C, x, y, z), the mean over the networks.
 
@@ -189,17 +202,55 @@ def predict_probabilities(networks: Sequence[Network], inputs: np.ndarray, depth
     stitching each network's map and averaging. Volumes shorter than a window are padded, and cut again. Small windows
     go through the networks several at once, since each call has a cost of its own.
     """
+    return _stitched(predictor(networks), networks, inputs, depth, stride).cpu().numpy()
+
+
+def predict_with_each(
+    networks: Sequence[Network], inputs: np.ndarray, depth: int, stride: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `predict_probabilities` gives, and the label map of each network by itself (M, x, y, z) uint8.
+
+    The networks see each window once; their maps are stitched beside the mean's, which takes M + 1 times its memory.
+    """
+    maps = _stitched(predictor_of_each(networks), networks, inputs, depth, stride)
+    maps = maps.reshape(len(networks) + 1, -1, *maps.shape[1:])
+    # On the device, so that of each network one byte a voxel is carried over.
+    labels = torch.stack([one.argmax(0).to(torch.uint8) for one in maps[1:]])
+    return maps[0].cpu().numpy(), labels.cpu().numpy()
+
+
+@torch.inference_mode()
+def _stitched(
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    networks: Sequence[Network],
+    inputs: np.ndarray,
+    depth: int,
+    stride: int,
+) -> torch.Tensor:
     device = next(networks[0].parameters()).device
     padded = torch.from_numpy(np.ascontiguousarray(pad_axially(inputs, depth), dtype=np.float32)).to(device)
     starts = window_starts(inputs.shape[-1], depth, stride)
     at_once = max(1, VOXELS_AT_ONCE // (padded[0, ..., 0].numel() * depth))
-    probabilities = stitch(predictor(networks), padded, depth, starts, windows_at_once=at_once)
-    return probabilities[..., : inputs.shape[-1]].cpu().numpy()
+    return stitch(predict, padded, depth, starts, windows_at_once=at_once)[..., : inputs.shape[-1]]
 
 
 def predict_labels(probabilities: np.ndarray) -> np.ndarray:
     """Class of the highest probability of each voxel, (x, y, z) uint8; ties go to the lower class."""
     return probabilities.argmax(0).astype(np.uint8)
+
+
+def quantised_lesion_probability(probabilities: np.ndarray) -> np.ndarray:
+    """round(255 p) of the probability of a lesion of either class, p = 1 - background, (x, y, z) uint8."""
+    return np.rint(255 * np.clip(1 - probabilities[BACKGROUND], 0, 1)).astype(np.uint8)
+
+
+def votes(labels: np.ndarray) -> np.ndarray:
+    """Which networks call each voxel a lesion: label maps (M, x, y, z) to (x, y, z), bit m set where network m does."""
+    kind = np.min_scalar_type(2 ** len(labels) - 1)
+    found = np.zeros(labels.shape[1:], kind)
+    for number, one in enumerate(labels):
+        found |= (one != BACKGROUND).astype(kind) << kind.type(number)
+    return found
 
 
 def predict_patients(
@@ -212,20 +263,40 @@ def predict_patients(
 ) -> pd.DataFrame:
     """Delineate prepared patients by the mean of `models` into the study's `predictions/<patient>.nii.gz`.
 
-    `index` is written last: a table of patient and sha256 of its label map, so that what depends on them can tell
-    whether they changed. Returns it.
+    Beside each label map stay the probability of a lesion (`predictions/probability/`, `quantised_lesion_probability`)
+    and, of several models, who of them calls a voxel a lesion (`predictions/votes/`, `votes`). `index` is written last:
+    a table of patient, sha256 of the files (empty for none) and number of models, so that what depends on them can
+    tell whether they changed. Returns it.
     """
     check_preprocessing(models, study.params)
-    networks, (_, _, depth) = [model.network for model in models], study.params.patch_shape
     use_processor(study.params.threads)
     rows = []
     for number, patient in enumerate(patients, start=1):
-        prepared = load_patient(study.volumes, patient, study.params)
-        probabilities = predict_probabilities(networks, prepared.inputs, depth, study.params.patch_stride)
-        path = study.prediction_path(patient)
-        write_image(to_image(predict_labels(probabilities), prepared.grid), path)
-        rows.append({"patient": patient, "sha256": sha256(path)})
+        rows.append(_predict_into([model.network for model in models], study, patient))
         say(f"patient {number} of {len(patients)} delineated")
-    table = pd.DataFrame(rows, columns=["patient", "sha256"])
+    table = pd.DataFrame(rows, columns=INDEX_COLUMNS)
     write_text(index, table.to_csv(index=False))
     return table
+
+
+def _predict_into(networks: Sequence[Network], study: Study, patient: str) -> dict[str, Any]:
+    """Write a patient's maps; returns his or her row of the index."""
+    prepared, depth = load_patient(study.volumes, patient, study.params), study.params.patch_shape[2]
+    window = (prepared.inputs, depth, study.params.patch_stride)
+    paths, maps = study.prediction_paths(patient), {}
+    if len(networks) == 1:
+        probabilities = predict_probabilities(networks, *window)
+    else:
+        probabilities, each = predict_with_each(networks, *window)
+        maps["votes"] = votes(each)
+    maps |= {"labels": predict_labels(probabilities), "probability": quantised_lesion_probability(probabilities)}
+    for name, voxels in maps.items():
+        write_image(to_image(voxels, prepared.grid), paths[name])
+    digests = {name: sha256(paths[name]) if name in maps else "" for name in paths}
+    return {
+        "patient": patient,
+        "sha256": digests["labels"],
+        "probability_sha256": digests["probability"],
+        "votes_sha256": digests["votes"],
+        "models": len(networks),
+    }

@@ -15,6 +15,11 @@ from mtvlib.intervals import Bootstrap, pair_entries, ratio, wilson
 
 CLASSIFICATION_COUNTS = ("t_primary", "f_primary", "t_nodes", "f_nodes")
 NO_VOXEL_IN_BOTH = "no voxel lies in both the reference and the prediction"
+NO_PATIENT_HAS = {
+    "primary": "no patient has a primary tumour in reference or prediction",
+    "nodes": "no patient has a node metastasis in reference or prediction",
+    "all": "no patient has a lesion in reference or prediction",
+}
 
 
 def contingency(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -31,6 +36,17 @@ def overlap(table: np.ndarray, target: str) -> tuple[Any, Any, Any]:
     classes = list(TARGETS[target])
     both = table[..., classes, :][..., classes]
     return table[..., classes, :].sum((-2, -1)), table[..., classes].sum((-2, -1)), both.sum((-2, -1))
+
+
+def dsc_and_volumes(table: np.ndarray, voxel_ml: float) -> dict[str, Any]:
+    """A patient's DSC and volumes (ml) of each target, as in patients.csv, from a contingency table in voxels."""
+    sizes = {target: [int(n) * voxel_ml for n in overlap(table, target)] for target in TARGETS}
+    row: dict[str, Any] = {f"dsc_{target}": float(dsc(*sizes[target])) for target in TARGETS}
+    row |= {"ttb_man_ml": sizes["all"][0], "ttb_cnn_ml": sizes["all"][1]}
+    for target in LESION_CLASSES:
+        row |= {f"mtv_{target}_man_ml": sizes[target][0], f"mtv_{target}_cnn_ml": sizes[target][1]}
+    row |= {f"both_{target}_ml": sizes[target][2] for target in TARGETS}
+    return row | {f"failed_{target}": row[f"dsc_{target}"] == 0 for target in TARGETS}
 
 
 def dsc(man: Any, cnn: Any, both: Any) -> np.ndarray:

@@ -82,6 +82,11 @@ class Params(BaseModel):
 
     # --- training
     folds: Annotated[Int, Field(ge=2)] = Field(5, description="folds of the cross-validation; Paper, Methods")
+    split_by: Literal["patient", "site"] = Field(
+        "patient",
+        description="what a fold tests: patients of all sites, or one whole site (folds: as many as sites); "
+        "choice (Paper: patient)",
+    )
     validation_fraction: Annotated[Float, Field(gt=0, lt=1)] = Field(
         0.16, description="share of the main cohort that validates each fold; Paper, Methods"
     )
@@ -101,6 +106,10 @@ class Params(BaseModel):
     )
     optimizer: Literal["adadelta", "adamw"] = Field("adadelta", description="optimiser; Paper, Methods")
     learning_rate: PositiveFloat = Field(1.0, description="factor of the update (MXNet's Adadelta has none: 1); choice")
+    learning_rate_power: Annotated[Float, Field(gt=0)] | None = Field(
+        None,
+        description="the learning rate falls as (1 - epochs done / epochs) to this power; null: constant; choice",
+    )
     adadelta_rho: Annotated[Float, Field(gt=0, lt=1)] = Field(0.9, description="Adadelta's decay; MXNet's default")
     adadelta_eps: PositiveFloat = Field(1e-5, description="Adadelta's epsilon; MXNet's default")
     weight_decay: Annotated[Float, Field(ge=0)] = Field(0.0, description="weight decay; MXNet's default")
@@ -124,6 +133,15 @@ class Params(BaseModel):
     )
     bootstrap_resamples: Annotated[Int, Field(ge=100)] = Field(
         2000, description="resamples of every 95 % interval; choice"
+    )
+    landmark_months: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(
+        [12.0, 24.0, 36.0, 60.0], description="times at which survival is looked at, months; choice"
+    )
+    horizon_months: PositiveFloat = Field(
+        24.0, description="time of calibration, discordance and non-inferiority, months; choice"
+    )
+    noninferiority_margin: Annotated[Float, Field(gt=0, lt=0.5)] = Field(
+        0.05, description="largest loss of C or AUC that is tolerated; choice (5 points, as Kovacs et al. 2026)"
     )
 
     @model_validator(mode="after")
@@ -167,7 +185,7 @@ IMAGES = ("channels", "spacing_mm", "crop_shape", "axial_mm")
 NORMALIZATION = ("ct_window_hu", "pet_normalization", "pet_window_suv")
 PATCHES = ("patch_shape", "patch_stride")
 NETWORK = ("filters", "units_per_level", "attention", "attention_heads")
-FOLDS = ("folds", "validation_fraction")
+FOLDS = ("folds", "split_by", "validation_fraction")
 TRAINING = (
     "batch_size",
     "steps_per_epoch",
@@ -176,6 +194,7 @@ TRAINING = (
     "ema",
     "optimizer",
     "learning_rate",
+    "learning_rate_power",
     "adadelta_rho",
     "adadelta_eps",
     "weight_decay",
@@ -192,6 +211,9 @@ EVALUATION = (
     "outlier_percentile",
     "min_followup_months",
     "bootstrap_resamples",
+    "landmark_months",
+    "horizon_months",
+    "noninferiority_margin",
 )
 
 

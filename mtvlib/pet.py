@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import numpy as np
-from skimage.measure import marching_cubes
+
+from mtvlib.lattice import areas_mm2, neighbour_code, normals, triangles
 
 PEAK_RADIUS_MM = (3 * 1000 / (4 * math.pi)) ** (1 / 3)  # 6.2 mm: a sphere of 1 cm3
+CHUNK = 1_000_000  # values in spheres held at once (8 MB), whatever the size of the lesion
 
 
 def voxel_ml(spacing_mm: Sequence[float]) -> float:
@@ -55,25 +58,30 @@ def suv_peak_local(suv: np.ndarray, voxels: np.ndarray, spacing_mm: Sequence[flo
 
 def peak_means(suv: np.ndarray, centres: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     """Mean SUV (n,) in the spheres of 1 cm3 round the voxels `centres` (n, 3)."""
-    offsets = _sphere(spacing_mm)
+    offsets = _sphere(*(float(side) for side in spacing_mm))
     reach = offsets.max(axis=0)
     low = np.maximum(centres.min(axis=0) - reach, 0)
     box = suv[tuple(slice(first, last + 1) for first, last in zip(low, centres.max(axis=0) + reach, strict=True))]
-    padded = np.pad(box.astype(np.float64), [(side, side) for side in reach], constant_values=np.nan)
+    padded = np.full(np.add(box.shape, 2 * reach), np.nan)
+    padded[tuple(slice(side, side + length) for side, length in zip(reach, box.shape, strict=True))] = box
     steps = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
-    flat, first = padded.ravel(), (centres - low + reach) @ steps
-    total, inside = np.zeros(len(centres)), np.zeros(len(centres))
-    for step in offsets @ steps:
-        values = flat[first + step]
-        known = ~np.isnan(values)
-        total += np.where(known, values, 0)
-        inside += known
-    return total / inside
+    flat, first, sphere = padded.ravel(), (centres - low + reach) @ steps, offsets @ steps
+    chunks = range(0, len(first), max(1, CHUNK // len(sphere)))
+    return np.concatenate([_mean_inside(flat[first[at : at + chunks.step, None] + sphere]) for at in chunks])
 
 
-def _sphere(spacing_mm: Sequence[float]) -> np.ndarray:
+def _mean_inside(values: np.ndarray) -> np.ndarray:
+    """Means (n,) of rows of values (n, k), without the NaN of voxels outside the image."""
+    means = values.mean(axis=1)
+    outside = np.isnan(means)
+    means[outside] = np.nanmean(values[outside], axis=1)
+    return means
+
+
+@lru_cache(maxsize=16)
+def _sphere(x_mm: float, y_mm: float, z_mm: float) -> np.ndarray:
     """Offsets (k, 3) of the voxels whose centres lie within the sphere's radius."""
-    spacing = np.asarray(spacing_mm, float)
+    spacing = np.array([x_mm, y_mm, z_mm])
     reach = np.floor(PEAK_RADIUS_MM / spacing).astype(int)
     offsets = np.indices(2 * reach + 1).reshape(3, -1).T - reach
     return offsets[((offsets * spacing) ** 2).sum(axis=1) <= PEAK_RADIUS_MM**2]
@@ -88,13 +96,28 @@ def mesh_area_and_volume(voxels: np.ndarray, spacing_mm: Sequence[float]) -> tup
     IBSI's mesh-based surface area (C0JK) and volume (RNU0, Zwanenburg et al. 2020): the faces of voxels overestimate
     the surface of a smooth body by half, this mesh by a tenth.
     """
-    low = voxels.min(axis=0) - 1
-    mask = np.zeros(voxels.max(axis=0) - low + 2, np.float32)
-    mask[tuple((voxels - low).T)] = 1
-    corners, faces, _, _ = marching_cubes(mask, 0.5, spacing=tuple(float(side) for side in spacing_mm))
-    a, b, c = (corners[faces[:, place]].astype(np.float64) for place in range(3))
-    area = np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2
-    return float(area), float(abs(np.einsum("ij,ij->", a, np.cross(b, c))) / 6)
+    spacing = [float(side) for side in spacing_mm]
+    low = voxels.min(axis=0)
+    mask = np.zeros(voxels.max(axis=0) - low + 1, bool)
+    mask[tuple((voxels - low).T)] = True
+    code = neighbour_code(mask)
+    corners = np.argwhere((code > 0) & (code < 255))
+    codes = code[tuple(corners.T)]
+    volumes, outward = _mesh_volumes()
+    volume = volumes[codes].sum() + np.einsum("ij,ij->", corners, outward[codes]) / 3
+    return float(areas_mm2("lewiner", *spacing)[codes].sum()), float(abs(volume)) * math.prod(spacing)
+
+
+@cache
+def _mesh_volumes() -> tuple[np.ndarray, np.ndarray]:
+    """What the mesh in the cube of each neighbour code adds to the volume, in voxels, and its normal: (256,), (256, 3).
+
+    The volume is that between the triangles and the cube's own corner. A cube elsewhere adds a third of the product of
+    its place and its normal (the divergence theorem).
+    """
+    (codes, corners), outward = triangles("lewiner"), normals("lewiner")
+    volumes = np.bincount(codes, np.einsum("ij,ij->i", corners[:, 0], outward) / 3, minlength=256)
+    return volumes, np.column_stack([np.bincount(codes, along, minlength=256) for along in outward.T])
 
 
 def asphericity(voxels: np.ndarray, spacing_mm: Sequence[float]) -> float:

@@ -10,20 +10,17 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 import torch
-from pydicom import Dataset
 
 import mtvlib
 from mtvlib import lesions
 from mtvlib.classes import LESION_CLASSES
 from mtvlib.cohort import TITLES, Images, check_images, stop_on_errors
-from mtvlib.dicom import ct_series, instances, pet_series, quiet, read_ct, read_pet
-from mtvlib.dicom_export import write_rtstruct, write_seg
 from mtvlib.errors import InputError, MtvError
 from mtvlib.files import atomic_path, sha256, write_json, write_text
 from mtvlib.inference import MODEL_FILE, PREPROCESSING, Model, load_model, predict_labels, predict_probabilities
@@ -32,6 +29,9 @@ from mtvlib.prepare import AIR_HU, prepare_images
 from mtvlib.training import choose_device, use_processor
 from mtvlib.viewer import ViewCase, preview
 from mtvlib.volume import Grid, probabilities_to_labels, read_scan, resample, to_array, to_image, write_image
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 FORMS = ("nifti", "seg", "rtstruct")
 LESION_COLUMNS = (
@@ -239,6 +239,8 @@ def _open_nifti(pet: Path, ct: Path | None, params: Params) -> Patient:
 
 def _open_dicom(pet: Path, ct: Path | None, params: Params) -> Patient:
     """The PET of a folder; the CT of `ct`, or where the models need one and none is named, of the PET's folder."""
+    from mtvlib.dicom import ct_series, instances, pet_series, quiet, read_ct, read_pet  # NIfTI needs no pydicom
+
     quiet()
     series = {"pet": pet_series(pet)}
     if ct is not None and not ct.is_dir():
@@ -321,6 +323,8 @@ def _clear(out: Path) -> None:
 
 
 def _write_labels(out: Path, labels: dict[str, sitk.Image], patient: Patient, to: Collection[str]) -> None:
+    if set(to) - {"nifti"}:
+        from mtvlib.dicom_export import write_rtstruct, write_seg  # slow to import
     version = mtvlib.__version__
     for name, image in labels.items():
         if "nifti" in to:

@@ -28,33 +28,35 @@ from mtvlib.study import Study
 WHERE_QUARTO = "install it (conda install -c conda-forge quarto, or https://quarto.org/docs/get-started) and try again"
 FACES = {"Lato-Regular", "Lato-Italic", "Lato-Semibold", "Lato-SemiboldItalic", "Lato-Bold", "Lato-BoldItalic"}
 HIDDEN = {"parameters", "injected-parameters"}
-PAGES = ("index", "model", "methods")  # written from templates; the chapters stand between the first and the others
+FORMATS = {"html": "html", "pdf": "mtv-typst", "docx": "docx"}  # a report's form -> Quarto's format
+PAGES = ("index", "model", "methods", "checklist")  # from templates; the chapters stand behind the first
 REFERENCES = "## References {.unnumbered}\n\n::: {#refs}\n:::"
 
 Show = Callable[[str], Any]
 
 
 def render(folder: str | Path, to: str = "html", *, show: Show = print) -> Path:
-    """Render the report of a study's folder to `html` or `pdf`; returns the file to open.
+    """Render the report of a study's folder to `html`, `pdf` or `docx`; returns the file to open.
 
-    With Quarto: `report/html/index.html`, or `report/<study>.pdf` by typst. Without: `report/report.html`, one page
-    with the same chapters, and `show` says so; for a PDF that is an `InputError`. A failing Quarto is a `WorkError`.
+    With Quarto: `report/html/index.html`, `report/<study>.pdf` by typst, or `report/<study>.docx`, whose tables can be
+    edited. Without: `report/report.html`, one page with the same chapters, and `show` says so; for the other forms that
+    is an `InputError`. A failing Quarto is a `WorkError`.
     """
     study = Study.open(folder)
-    if to not in ("html", "pdf"):
-        raise InputError("a report is html or pdf", value=to)
+    if to not in FORMATS:
+        raise InputError(f"a report is {', '.join(FORMATS)}", value=to)
     quarto = shutil.which("quarto")
-    if quarto is None and to == "pdf":
+    if quarto is None and to != "html":
         raise InputError(
-            "the PDF needs Quarto, which was not found", remedy=WHERE_QUARTO + "; --to html works without."
+            f"the {to.upper()} needs Quarto, which was not found", remedy=WHERE_QUARTO + "; --to html works without."
         )
     if quarto is None:
         show(f"Quarto was not found: the report becomes one HTML page. For the book and the PDF, {WHERE_QUARTO}.")
         return _write_page(study)
     show("Quarto renders the report; this takes a minute.")
     with tempfile.TemporaryDirectory() as scratch:
-        book = build_book(study, Path(scratch) / "book", "html" if to == "html" else "typst")
-        _run_quarto(quarto, book, "html" if to == "html" else "mtv-typst")
+        book = build_book(study, Path(scratch) / "book", "typst" if to == "pdf" else to)
+        _run_quarto(quarto, book, FORMATS[to])
         return _keep(book / "_book", study, to)
 
 
@@ -79,21 +81,21 @@ def environment() -> dict[str, str]:
 
 
 def build_book(study: Study, out: Path, to: str = "html") -> Path:
-    """Write the sources of the book (`to` html or typst) into `out`: template, chapters and `PAGES`."""
+    """Write the sources of the book (`to` html, typst or docx) into `out`: template, chapters and `PAGES`."""
     shutil.copytree(template_folder(), out, ignore=shutil.ignore_patterns("page.html"))
     chapters = dict(read_chapters(study))
     for name, notebook in chapters.items():
         ready = for_quarto(_one_output_a_cell(notebook), to)
         write_text(out / f"{name}.ipynb", json.dumps(ready, ensure_ascii=False))
-    known = context(study, list(chapters)) | {
+    known = context(study, chapters) | {
         "chapters": [f"{name}.ipynb" for name in chapters],
-        "references": REFERENCES if to == "html" else "",  # typst sets them at the end by itself
+        "references": "" if to == "typst" else REFERENCES,  # typst sets them at the end by itself
     }
     for name in ("_quarto.yml", *(f"{page}.qmd" for page in PAGES)):
         write_text(out / name, fill(out / name, known))
     if to == "html":
         _copy_plotly(out)
-    else:
+    elif to == "typst":
         _copy_fonts(out / "fonts")
     return out
 
@@ -151,7 +153,7 @@ def _one_output_a_cell(notebook: dict[str, Any]) -> dict[str, Any]:
 
 def _write_page(study: Study) -> Path:
     chapters = dict(read_chapters(study))
-    known = context(study, list(chapters))
+    known = context(study, chapters)
     texts = {name: fill(template_folder() / f"{name}.qmd", known | {"references": ""}) for name in PAGES}
     path = study.folder / "report" / "report.html"
     first, *last = PAGES
@@ -173,10 +175,10 @@ def _run_quarto(quarto: str, book: Path, to: str) -> None:
 def _keep(made: Path, study: Study, to: str) -> Path:
     target = study.folder / "report"
     target.mkdir(parents=True, exist_ok=True)
-    if to == "pdf":
-        with atomic_path(target / f"{study.params.name}.pdf") as temporary:
-            shutil.copyfile(next(made.glob("*.pdf")), temporary)
-        return target / f"{study.params.name}.pdf"
+    if to != "html":
+        with atomic_path(target / f"{study.params.name}.{to}") as temporary:
+            shutil.copyfile(next(made.glob(f"*.{to}")), temporary)
+        return target / f"{study.params.name}.{to}"
     # The old report goes only when the new one lies beside it.
     fresh = target / ".html"
     shutil.rmtree(fresh, ignore_errors=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mtvlib
+from mtvlib.checklist import checklists
 from mtvlib.inference import MODEL_FILE
 from mtvlib.network import Network, count_parameters
 from mtvlib.params import Params
+from mtvlib.show import METADATA_KEY
 from mtvlib.study import Study
 from mtvlib.tables import MISSING, ONE_CLASS, count, interval, number, one_class_only, thousands
 from mtvlib.training import network_config
@@ -38,11 +40,12 @@ CHAPTERS = {  # chapter -> its name and the question that it answers
     "6_lesions": ("Lesions", "which lesions are found, which missed, which made up?"),
     "7_survival": ("Survival", "does the automatic volume carry the same prognosis?"),
     "8_cases": ("Patients slice by slice", "what does it look like?"),
+    "9_trust": ("Trust", "when can the network be believed, and why did it fail?"),
 }
 
 
-def context(study: Study, chapters: list[str]) -> dict[str, Any]:
-    """Every value that the templates name."""
+def context(study: Study, chapters: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Every value that the templates name; `chapters` are the executed notebooks by name."""
     summary, manifest = study.summary, _manifest(study)
     splits = study.cohort["split"].value_counts()
     parameters = [_parameter(study.params, name) for name in Params.model_fields if name not in ("name", "studies")]
@@ -68,7 +71,17 @@ def context(study: Study, chapters: list[str]) -> dict[str, Any]:
         "thousands": thousands,
         "record": _record(manifest),
         "costs": _costs(manifest),
+        "checklists": checklists(study, _labels(study, chapters), manifest),
     }
+
+
+def _labels(study: Study, chapters: Mapping[str, dict[str, Any]]) -> set[str]:
+    """Labels of the report's tables and figures, those of the templates in report/ among them."""
+    there = {"glance": glance(study.summary, study.paper), "models": models(study), "parameters": True, "software": True}
+    pages = (page for page, rows in there.items() if rows)
+    shown = (output for book in chapters.values() for cell in book["cells"] for output in cell.get("outputs", []))
+    about = (output.get("metadata", {}).get(METADATA_KEY) for output in shown)
+    return {one["label"] for one in about if one} | {f"tbl-{page}" for page in pages}
 
 
 def said(block: dict[str, Any], key: str, digits: int, unit: str = "", factor: float = 1.0) -> str:
@@ -147,6 +160,9 @@ IN_WORDS = {
     "hr": "hazard ratio",
     "logrank": "log-rank test",
     "cohort_dsc": "cohort DSC",
+    "sensitivity_at_0.5_fp": "lesions found with 0.5 false positives a patient",
+    "sensitivity_at_1_fp": "lesions found with 1 false positive a patient",
+    "sensitivity_at_2_fp": "lesions found with 2 false positives a patient",
     "tpr": "share of lesions found",
     "ppv": "share of lesions confirmed",
     "tpr_primary": "true positive rate of primary tumour",

@@ -28,6 +28,7 @@ import html
 import json
 import os
 import re
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -36,7 +37,7 @@ from IPython.display import display
 from plotly.offline import get_plotlyjs
 
 from mtvlib.tables import PARTITION_NAMES
-from mtvlib.typeset import Table, great_table, typst
+from mtvlib.typeset import FONTS, Table, csv_text, great_table, markdown, typst
 
 METADATA_KEY = "mtv"
 PICTURE_SCALE = 2.5  # pixels of the twin per layout pixel: about 300 dpi at the width of a page
@@ -78,9 +79,12 @@ def show_figure(figure: go.Figure, label: str, caption: str, alt: str) -> None:
 
 
 def show_table(table: Table, label: str, caption: str) -> None:
-    """Display a table with its caption (Markdown); its typst twin waits in the metadata for the PDF."""
-    fragment = f'<div style="overflow-x:auto">{great_table(table, label).as_raw_html()}</div>'
-    show_html(fragment, label, caption, twin=typst(table))
+    """Display a table with its caption (Markdown) and a link to its CSV; twins for PDF and Word are metadata."""
+    data = base64.b64encode(csv_text(table).encode()).decode()
+    style = f"font:11.5px {', '.join(FONTS)};padding:0 4px"
+    link = f'<a href="data:text/csv;base64,{data}" download="{label}.csv" style="{html.escape(style)}">CSV</a>'
+    fragment = f'<div style="overflow-x:auto">{great_table(table, label).as_raw_html()}</div>\n{link}'
+    show_html(fragment, label, caption, twins={"typst": typst(table), "docx": markdown(table)})
 
 
 def show_html(
@@ -90,17 +94,17 @@ def show_html(
     alt: str = "",
     *,
     png: bytes | None = None,
-    twin: str | None = None,
+    twins: Mapping[str, str] | None = None,
     missing: str = "",
 ) -> None:
-    """Display any HTML that needs no network, with a PNG or a typst `twin` for the PDF, or why one is `missing`."""
+    """Display any HTML without a network, with a PNG or `twins` (typst, docx) for print, or why one is `missing`."""
     data = {
         "text/html": f'{fragment}\n<div class="mtv-caption"><p>{_inline_markdown(caption)}</p></div>',
         "text/plain": " ".join(f"{label}: {caption} {missing}".split()),
     }
     if png is not None:
         data["image/png"] = base64.b64encode(png).decode()
-    about = {"label": label, "caption": caption, "alt": alt, "typst": twin}
+    about = {"label": label, "caption": caption, "alt": alt, **(twins or {})}
     display(data, raw=True, metadata={METADATA_KEY: about})
 
 
@@ -147,7 +151,7 @@ def absent_partitions(study: Any) -> None:
 
 
 def for_quarto(notebook: dict[str, Any], to: str) -> dict[str, Any]:
-    """A copy of an executed notebook (nbformat 4 as a dict) made ready for `quarto render`, `to` `html` or `typst`.
+    """A copy of an executed notebook (nbformat 4 as a dict) ready for `quarto render` to `html`, `typst` or `docx`.
 
     Each output gets a cell of its own, and captions become cell options, since Quarto numbers cells. In HTML, raw
     blocks replace `text/html`: Quarto shows both alike, but for the latter it loads two libraries from a public server
@@ -191,6 +195,8 @@ def _options(about: dict[str, Any]) -> str:
 def _for_format(data: dict[str, Any], about: dict[str, Any], to: str) -> dict[str, Any]:
     if to == "typst" and about.get("typst"):
         return {"text/markdown": f"```{{=typst}}\n{about['typst']}\n```"}
+    if to == "docx" and about.get("docx"):
+        return {"text/markdown": about["docx"]}
     if to != "html" or "text/html" not in data:
         return data
     if "text/markdown" in data:

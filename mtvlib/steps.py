@@ -29,7 +29,7 @@ from mtvlib.errors import InputError, MtvError, WorkError
 from mtvlib.files import sha256, write_json, write_text
 from mtvlib.study import Study
 
-CHAPTERS = ("4_delineation", "5_classification", "6_lesions", "7_survival", "8_cases")
+CHAPTERS = ("4_delineation", "5_classification", "6_lesions", "7_survival", "8_cases", "9_trust")
 TRAIN_FOLD = "2_train_fold"
 HASHES = ".images.json"  # in the study's folder: what the images' contents were at the last look
 MODULES = {"evaluation": "mtvlib.evaluation", "manifest": "mtvlib.manifest"}  # steps that are no notebooks

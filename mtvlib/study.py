@@ -96,6 +96,11 @@ class Study:
     def prediction_path(self, patient: str) -> Path:
         return self.predictions / f"{patient}.nii.gz"
 
+    def prediction_paths(self, patient: str) -> dict[str, Path]:
+        """Label map, probability of a lesion and votes of an ensemble, as `inference.predict_patients` writes them."""
+        beside = {name: self.predictions / name / f"{patient}.nii.gz" for name in ("probability", "votes")}
+        return {"labels": self.prediction_path(patient)} | beside
+
     # --- writing
 
     def begin(self) -> None:

@@ -2,7 +2,7 @@
 
 Paper, "Survival analysis" and Fig. 5. The methods are lifelines'; what is added here are the checks before a fit, so
 that what cannot be estimated says why instead of giving a hazard ratio of 1e9 and a warning. The paper asks of a group
-by one cutoff; that the hazards are proportional is assumed, not tested here.
+by one cutoff; that the hazards are proportional is assumed here and tested in prognosis.py.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def cox_hazard_ratio(months: Values, death: Values, high_risk: Values) -> Hazard
     R's `summary(coxph(...))`. Raises `InputError` for malformed data and `CannotEstimateError` where no finite maximum
     of the likelihood exists. Not for a group that is itself a consequence of the follow-up (immortal time).
     """
-    times, died = _follow_up(months, death)
+    times, died = follow_up(months, death)
     high = _binary(high_risk, "high_risk", len(times))
     if not died.any():
         raise CannotEstimateError("no hazard ratio: nobody died")
@@ -95,7 +95,7 @@ def logrank(months: Values, death: Values, group: Values) -> Logrank:
     Weak against crossing curves. Raises `InputError` for malformed data, `CannotEstimateError` if there is one group or
     no death.
     """
-    times, died = _follow_up(months, death)
+    times, died = follow_up(months, death)
     names: np.ndarray = np.asarray(group)
     if len(names) != len(times):
         raise InputError(f"group has {len(names)} values, months has {len(times)}")
@@ -130,8 +130,8 @@ def concordance_interval(months: Values, death: Values, risk: Values) -> Concord
 
     O(n^2) comparisons in blocks of rows: 10 000 patients take seconds and no more memory than 10.
     """
-    times, died = _follow_up(months, death)
-    risks = _numbers(risk, "risk")
+    times, died = follow_up(months, death)
+    risks = numbers(risk, "risk")
     if len(risks) != len(times):
         raise InputError(f"risk has {len(risks)} values, months has {len(times)}")
     won, pairs = _pairs(times, died, risks)
@@ -169,7 +169,7 @@ def kaplan_meier(months: Values, death: Values) -> pd.DataFrame:
     Columns: `months`, `at_risk` (just before), `events`, `censored`, `survival` (just after), `low`, `high` (95 %, from
     log(-log S), so within [0, 1]; None where S is 0 or 1). Product-limit estimate of Kaplan and Meier 1958.
     """
-    times, died = _follow_up(months, death)
+    times, died = follow_up(months, death)
     fit = lifelines.KaplanMeierFitter(alpha=1 - LEVEL).fit(times, died)
     table, curve = fit.event_table, fit.survival_function_.iloc[:, 0]
     limits = fit.confidence_interval_.where(curve.between(0, 1, inclusive="neither"), axis=0)
@@ -200,8 +200,9 @@ def curves(patients: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
     }
 
 
-def _follow_up(months: Values, death: Values) -> tuple[np.ndarray, np.ndarray]:
-    times = _numbers(months, "months")
+def follow_up(months: Values, death: Values) -> tuple[np.ndarray, np.ndarray]:
+    """Checked follow-up of n >= 1 patients: months (n,) float from 0 and whether each died at their end (n,) bool."""
+    times = numbers(months, "months")
     died = _binary(death, "death", len(times))
     if not len(times):
         raise CannotEstimateError("there are no patients")
@@ -210,25 +211,26 @@ def _follow_up(months: Values, death: Values) -> tuple[np.ndarray, np.ndarray]:
     return times, died
 
 
-def _numbers(values: Values, name: str) -> np.ndarray:
+def numbers(values: Values, name: str) -> np.ndarray:
+    """Finite numbers (n,); raises `InputError` that calls them `name`."""
     try:
-        numbers = np.asarray(values, dtype=float)
+        found = np.asarray(values, dtype=float)
     except (TypeError, ValueError):
         raise InputError(f"{name} must be numbers", value=values) from None
-    if numbers.ndim != 1:
-        raise InputError(f"{name} must have one dimension", value=numbers.shape)
-    if not np.isfinite(numbers).all():
+    if found.ndim != 1:
+        raise InputError(f"{name} must have one dimension", value=found.shape)
+    if not np.isfinite(found).all():
         raise InputError(f"{name} holds a missing or infinite value", remedy="leave these patients out.")
-    return numbers
+    return found
 
 
 def _binary(values: Values, name: str, n: int) -> np.ndarray:
-    numbers = _numbers(values, name)
-    if len(numbers) != n:
-        raise InputError(f"{name} has {len(numbers)} values, months has {n}")
-    if not np.isin(numbers, (0, 1)).all():
-        raise InputError(f"{name} must be 0 or 1", value=float(numbers[~np.isin(numbers, (0, 1))][0]))
-    return numbers.astype(bool)
+    found = numbers(values, name)
+    if len(found) != n:
+        raise InputError(f"{name} has {len(found)} values, months has {n}")
+    if not np.isin(found, (0, 1)).all():
+        raise InputError(f"{name} must be 0 or 1", value=float(found[~np.isin(found, (0, 1))][0]))
+    return found.astype(bool)
 
 
 # --- summary.json

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from mtvlib.cohort import Finding, fold_patients
+from mtvlib.cohort import Finding, fold_sizes
 from mtvlib.params import Params
 from mtvlib.typeset import Cell, Table
 
@@ -307,26 +307,13 @@ def findings(found: Sequence[Finding]) -> Table:
     return table
 
 
-def flow(counts: Block) -> Table:
-    """Patients screened, excluded by reason, and analysed by partition and site, from `cohort.flow`."""
-    table = Table({"n": "Patients"})
-    table.add("Screening", "Screened", {"n": Cell(str(counts["screened"]))})
-    for reason, n in counts["excluded"].items():
-        table.add("Screening", f"Excluded: {reason}", {"n": Cell(str(n))})
-    table.add("Screening", "Analysed", {"n": Cell(str(counts["included"]))})
-    for partition, part in counts["partitions"].items():
-        group = f"{PARTITION_NAMES[partition]} (N = {part['n']})"
-        for site, n in part["sites"].items():
-            table.add(group, site, {"n": Cell(str(n))})
-    return table
-
-
 def folds(cohort: pd.DataFrame, params: Params) -> Table:
-    """How many patients train, validate and test in each fold."""
+    """How many patients train, validate and test in each fold, and which site it tests if it tests a whole one."""
     table = Table({"train": "Training", "validation": "Validation", "test": "Test"})
-    for fold in range(params.folds):
-        parts = fold_patients(cohort, fold, params)
-        table.add("", f"Fold {fold}", {part: Cell(str(len(getattr(parts, part)))) for part in table.columns})
+    for fold, sizes in enumerate(fold_sizes(cohort, params)):
+        site = cohort.loc[cohort["fold"] == fold, "site"].iloc[0] if params.split_by == "site" else ""
+        name = f"Fold {fold}, {site}" if site else f"Fold {fold}"
+        table.add("", name, {part: Cell(str(sizes[part])) for part in table.columns})
     return table
 
 

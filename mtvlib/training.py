@@ -168,6 +168,13 @@ def make_optimizer(network: Network, params: Params) -> torch.optim.Optimizer:
     )
 
 
+def learning_rate(params: Params, epochs_done: int) -> float:
+    """Learning rate of the next epoch: constant, or falling towards the last one ("poly", as in nnU-Net; choice)."""
+    if params.learning_rate_power is None:
+        return params.learning_rate
+    return params.learning_rate * (1 - epochs_done / params.epochs) ** params.learning_rate_power
+
+
 def batches(with_lesion: Sequence[bool], params: Params, fold: int, epoch: int) -> list[list[int]]:
     """Patch numbers of each step of an epoch; `with_lesion`: for every patch whether it holds a lesion.
 
@@ -199,6 +206,8 @@ def _draw(random: np.random.Generator, numbers: np.ndarray, wanted: int) -> np.n
 def train_epoch(training: Training, pool: PatchPool, params: Params, fold: int, patients: Sequence[str]) -> float:
     """One pass of training steps; returns the mean loss. Raises `WorkError` when the loss is no longer finite."""
     training.network.train()
+    for group in training.optimizer.param_groups:
+        group["lr"] = learning_rate(params, len(training.history))
     device = pool.inputs.device
     losses = []
     epoch = len(training.history) + 1
@@ -359,8 +368,12 @@ def describe(training: Training, params: Params, fold: int, patients: dict[str, 
 
 
 def training_params(params: Params) -> dict[str, Any]:
-    """The parameters that determine what an epoch of training does; a checkpoint is of use only with the same ones."""
-    return params.part(("seed", "threads", *IMAGES, *NORMALIZATION, *PATCHES, *NETWORK, *FOLDS, *TRAINING))
+    """The parameters that determine what an epoch of training does; a checkpoint is of use only with the same ones.
+
+    The number of epochs is one of them where the learning rate falls towards the last.
+    """
+    decay = () if params.learning_rate_power is None else ("epochs",)
+    return params.part(("seed", "threads", *IMAGES, *NORMALIZATION, *PATCHES, *NETWORK, *FOLDS, *TRAINING, *decay))
 
 
 def save_state(training: Training, path: Path, params: Params, fold: int, basis: str = "") -> None:

@@ -6,10 +6,12 @@ Two settings of one table, because HTML tables reach typst without their widths,
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +62,69 @@ class Table:
         """Reason -> mark, in reading order."""
         reasons = dict.fromkeys(cell.reason for row in self.rows for cell in row.cells.values() if cell.reason)
         return {reason: chr(ord("a") + number) for number, reason in enumerate(reasons)}
+
+
+# --- plain forms
+
+
+def csv_text(table: Table) -> str:
+    """The table for a spreadsheet, UTF-8 with a byte order mark: what stands below a value has a column of its own.
+
+    What could not be estimated is an empty field, with its reason in the last column.
+    """
+    with_below = {key for row in table.rows for key, cell in row.cells.items() if cell.below}
+    heads = [
+        title
+        for key, head in table.columns.items()
+        for title in ([_one_line(head)] + ([f"{_one_line(head)}: interval"] if key in with_below else []))
+    ]
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(["group", "row", *heads, "reasons"])
+    for row in table.rows:
+        fields = [
+            text
+            for key, cell in row.cells.items()
+            for text in (["" if cell.reason else cell.value] + ([cell.below] if key in with_below else []))
+        ]
+        reasons = dict.fromkeys(cell.reason for cell in row.cells.values() if cell.reason)
+        writer.writerow([row.group, _one_line(row.name), *fields, "; ".join(reasons)])
+    return "\ufeff" + lines.getvalue()
+
+
+def markdown(table: Table) -> str:
+    """The table as a pipe table, for Word: group names as rows, intervals beside the values, notes below."""
+    marks = table.footnotes()
+    rule = ":--" if table.align == "left" else "--:"
+    lines = [_pipes(["", *map(_one_line, table.columns.values())]), _pipes([":--", *[rule] * len(table.columns)])]
+    group = ""
+    for row in table.rows:
+        if row.group != group:
+            lines.append(_pipes([f"**{_plain(row.group)}**", *[""] * len(table.columns)]))
+            group = row.group
+        cells = (
+            f"{_plain(cell.value)}{f' ({_plain(cell.below)})' if cell.below else ''}"
+            f"{f'^{marks[cell.reason]}^' if cell.reason else ''}"
+            for cell in row.cells.values()
+        )
+        lines.append(_pipes([_plain(row.name), *cells]))
+    small = [f"^{mark}^ {_plain(_sentence(reason))}" for reason, mark in marks.items()] + [
+        _plain(note) for note in table.notes
+    ]
+    return "\n".join(lines) + "".join(f"\n\n{line}" for line in small)
+
+
+def _one_line(head: str) -> str:
+    return _SUBSCRIPT.sub(r"_\1", head).replace("\n", " ")
+
+
+def _pipes(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def _plain(text: str) -> str:
+    """Text in which no character has a meaning in Markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>|^~#$@])", r"\\\1", text.replace("\n", " "))
 
 
 # --- HTML

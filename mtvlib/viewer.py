@@ -15,16 +15,18 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ipywidgets as widgets
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mtvlib import lesions, metrics
 from mtvlib.classes import LESION_CLASSES, TARGETS
 from mtvlib.errors import InputError
-from mtvlib.figures import COLORS
+from mtvlib.palette import COLORS
+
+if TYPE_CHECKING:
+    import ipywidgets as widgets
 
 CT_WINDOW_HU = (-135.0, 215.0)  # soft tissue: level 40, width 350
 VIEWER_BYTES = 1_500_000  # sixteen cases make a page of at most 24 MB
@@ -438,6 +440,8 @@ def _write_legend(draw: ImageDraw.ImageDraw, size: tuple[int, int], width: int) 
 
 def widget(case: ViewCase) -> widgets.VBox:
     """Slider, SUV window and contours as ipywidgets, for a notebook with a running kernel."""
+    import ipywidgets as widgets  # brings IPython, which delineating a patient does not need
+
     case = cropped(case)
     z = widgets.IntSlider(best_slice(case), 0, case.slices - 1, description="slice")
     suv = widgets.FloatSlider(suv_limit(case), min=1, max=25, step=0.5, description="SUV up to")

@@ -17,7 +17,7 @@ from mtvlib.inference import load_model
 from mtvlib.params import Params, write
 from mtvlib.prepare import load_patient, prepare_cohort
 from mtvlib.study import Study
-from mtvlib.volume import Grid, to_image, write_image
+from mtvlib.volume import Grid, read_labels, to_array, to_image, write_image
 from tests import test_dicom_import
 from tests.conftest import PET_GRID, tiny_images, tiny_row, write_table
 from tests.test_predict import PARAMS, saved, write_patient
@@ -265,6 +265,102 @@ def test_a_prediction_that_does_not_fit_is_named(mtv, predictions, tmp_path, spo
     assert said in err
     assert "P1" in err
     assert not (tmp_path / "out").exists()
+
+
+def half_of(folder, name):
+    """Beside a folder of label maps the same without nodes: another method."""
+    for path in sorted(folder.iterdir()):
+        labels = to_array(read_labels(path))
+        write_image(to_image(np.where(labels == 1, 1, 0).astype(np.uint8), PET_GRID), folder.parent / name / path.name)
+    return folder.parent / name
+
+
+def test_several_methods_and_thresholds_are_compared(mtv, predictions, tmp_path):
+    cohort, folder = predictions
+    half = half_of(folder, "half")
+    methods = ["--method", f"ours={folder}", "--method", f"theirs={half}", "--thresholds"]
+    quick = ["--params", tmp_path / "quick.yml"]
+    code, out, err = mtv("evaluate", cohort, *methods, "--out", tmp_path / "out", *quick)
+    assert (code, err) == (0, "")
+    names = ["ours", "theirs", "suv_2_5", "suv_4_0", "max_41", "max_50", "adaptive"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *names,
+        *("comparison.csv", "comparison.json", "comparison.html"),
+    }
+    for name in names:
+        summary = json.loads((tmp_path / "out" / name / "summary.json").read_text())
+        assert summary["external_testing"]["n_patients"] == 1
+        assert summary.get("needs_seed", False) == (name not in names[:2])
+    shown = [line.split() for line in out.splitlines()]
+    assert ["theirs", "1.000", "0.000", "0.941", "1.000", "0.000", "0.941"] in shown  # 2 x 64 / (64 + 72)
+    assert "(the reference's lesions)" in out
+    assert "upper bound" in out
+    compared = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    assert set(compared["other"]) == {"ours"}
+    page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    assert "<script src" not in page
+    assert "Plotly.newPlot" in page
+    assert "upper bound" in page
+
+
+def test_predictions_without_a_name_come_first_among_several(mtv, predictions, tmp_path):
+    cohort, folder = predictions
+    arguments = [cohort, folder, "--method", f"half={half_of(folder, 'half')}", "--out", tmp_path / "out"]
+    code, _, _ = mtv("evaluate", *arguments, "--params", tmp_path / "quick.yml")
+    assert code == 0
+    compared = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    assert set(zip(compared["method"], compared["other"], strict=True)) == {("half", "predictions")}
+
+
+def test_what_was_missing_or_resampled_is_printed(mtv, predictions, tmp_path):
+    cohort, folder = predictions
+    spoil_by_absence(folder)
+    spoil_by_grid(folder.parent / "moved")
+    os.replace(folder.parent / "moved" / "P1.nii.gz", folder / "P2.nii.gz")
+    arguments = [cohort, folder, "--out", tmp_path / "out", "--params", tmp_path / "quick.yml"]
+    code, out, _ = mtv("evaluate", *arguments, "--missing", "empty", "--resample")
+    assert code == 0
+    assert "missing, counted as empty: 1 (P1)\n" in out
+    assert "resampled: 1 (P2), 4.6 ml became 4.6 ml\n" in out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["missing_predictions"] == ["P1"]
+    assert [one["patient"] for one in summary["resampled_predictions"]] == ["P2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "there is nothing to evaluate. Remedy: give PREDICTIONS, --method NAME=DIR or --thresholds."),
+        (["--method", "ours"], "a method must be name=DIR, its name of letters, digits, `_` and `-` (found: ours)"),
+        (["--method", "max_41=x", "--thresholds"], "two methods have one name (found: max_41)"),
+        (["--method", "ours=none"], "file none: there is no such folder. Remedy: name the folder of the predictions."),
+        (["--seeds", "x"], "--seeds has no use without --thresholds (found: x). Remedy: give both."),
+        (["--thresholds", "--seeds", "none"], "file none: there is no such folder. Remedy: name the folder of the"),
+    ],
+)
+def test_methods_that_cannot_be_evaluated_are_one_paragraph(mtv, tiny_cohort, tmp_path, monkeypatch, arguments, said):
+    cohort = tiny_cohort()
+    monkeypatch.chdir(tmp_path)
+    code, out, err = mtv("evaluate", cohort, *arguments, "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluating_masks_needs_no_network(predictions, tmp_path):
+    """torch takes seconds to start, and more memory than all else."""
+    cohort, folder = predictions
+    arguments = ["mtv", "evaluate", str(cohort), str(folder), "--thresholds", "--out", str(tmp_path / "out")]
+    arguments += ["--params", str(tmp_path / "quick.yml")]
+    program = (
+        f"import sys; sys.argv = {arguments!r}\nfrom mtvlib.cli import main\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "False"
 
 
 # --- import

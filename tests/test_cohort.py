@@ -178,6 +178,15 @@ def test_numbers(tiny_cohort, name, value, sound):
     assert ("bad_number" not in codes(tiny_cohort(1, {0: {name: value}}))) == sound
 
 
+def test_a_site_in_both_cohorts_is_a_warning(tiny_cohort):
+    path = tiny_cohort(4, {1: {"site": "Munich"}, 2: {"cohort": "external"}, 3: {"cohort": "external"}})
+    finding = only(check_cohort(path), "site_in_both")
+    assert (finding.severity, finding.row, finding.patient) == ("warning", 4, "P2")
+    assert "the site Berlin are in both cohorts" in finding.message
+    apart = {2: {"cohort": "external", "site": "Bonn"}, 3: {"cohort": "external", "exclusion": "no uptake"}}
+    assert "site_in_both" not in codes(tiny_cohort(4, apart))
+
+
 def test_all_problems_are_listed_at_once(tiny_cohort):
     path = tiny_cohort(4, {0: {"cohort": "x"}, 1: {"death": "dead"}, 2: {"pet": "gone.nii"}, 3: {"patient": "P 3"}})
     with pytest.raises(InputError) as error:
@@ -409,6 +418,72 @@ def test_too_few_patients_for_the_folds(tiny_cohort, persons, folds, enough):
 def test_two_scans_of_one_person_count_once_for_the_folds(tiny_cohort):
     path = tiny_cohort(5, {0: {"person": "A"}, 1: {"person": "A"}})
     assert "4 can be used" in only(check_cohort(path, Params()), "too_few_patients").message
+
+
+# --- leave one site out
+
+BY_SITE = Params(split_by="site", folds=len(SITES))
+
+
+def test_each_fold_tests_one_site_in_the_order_of_their_names():
+    table = assign_folds(paper_cohort(), BY_SITE)
+    assert table.groupby("site")["fold"].unique().map(list).to_dict() == {
+        site: [fold] for fold, site in enumerate(sorted(SITES))
+    }
+    site_of = table.set_index("patient")["site"]
+    for fold, site in enumerate(sorted(SITES)):
+        parts = fold_patients(table, fold, BY_SITE)
+        assert len(parts.test) == SITES[site]
+        assert set(site_of[parts.test]) == {site}
+        assert site not in set(site_of[parts.train + parts.validation])
+        assert len(parts.validation) == round(0.16 * 698)
+        shares = site_of[parts.validation].value_counts()
+        for other, n in SITES.items():  # evenly over the sites that are left
+            if other != site:
+                assert abs(shares.get(other, 0) - n * len(parts.validation) / (698 - SITES[site])) < 2
+
+
+def test_folds_that_are_not_as_many_as_sites_are_refused_with_both_numbers():
+    with pytest.raises(InputError) as error:
+        assign_folds(paper_cohort(), Params(split_by="site"))
+    assert "folds is 5 for 8 sites" in str(error.value)
+    assert "Berlin, Dresden" in str(error.value)
+    assert error.value.remedy == "set `folds: 8`."
+    assert error.value.exit_code == 2
+
+
+def test_external_and_excluded_sites_are_no_folds():
+    table = paper_cohort()
+    table.loc[table["site"] == "QIN", "cohort"] = "external"
+    table.loc[table["site"] == "HN1", "exclusion"] = "no sizable uptake"
+    with pytest.raises(InputError, match="folds is 8 for 6 sites"):
+        assign_folds(table, BY_SITE)
+    assigned = assign_folds(table, Params(split_by="site", folds=6))
+    assert set(assigned.loc[assigned["fold"] >= 0, "site"]) == set(SITES) - {"QIN", "HN1"}
+
+
+def test_one_site_cannot_be_left_out():
+    with pytest.raises(InputError, match=r"needs two sites in the main cohort \(found: Berlin\)"):
+        assign_folds(paper_cohort().iloc[:20], Params(split_by="site", folds=2))
+
+
+def test_a_person_seen_at_two_sites_is_named_where_sites_are_folds(tiny_cohort):
+    path = tiny_cohort(
+        6, {i: {"site": "Bonn"} for i in (3, 4, 5)} | {0: {"person": "A"}, 5: {"person": "A", "site": "Bonn"}}
+    )
+    params = Params(split_by="site", folds=2)
+    finding = only(check_cohort(path, params), "person_at_two_sites")
+    assert "person A" in finding.message
+    assert finding.value == "Berlin, Bonn"
+    with pytest.raises(InputError, match="person A was seen at several sites"):
+        read_cohort(path, params)
+    assert "person_at_two_sites" not in codes(path, Params(folds=2))
+
+
+def test_a_site_that_holds_nearly_everybody_cannot_be_left_out(tiny_cohort):
+    path = tiny_cohort(4, {3: {"site": "Bonn"}})
+    finding = only(check_cohort(path, Params(split_by="site", folds=2)), "too_few_patients")
+    assert "without the site Berlin, 1 person" in finding.message
 
 
 def test_flow_of_the_papers_patients():

@@ -9,10 +9,18 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-from mtvlib import volume
+from mtvlib import lesion_choices, volume
 from mtvlib.cohort import read_cohort
 from mtvlib.errors import InputError
-from mtvlib.evaluation import Case, evaluate, evaluate_case, evaluate_cohort, evaluate_study, summarise
+from mtvlib.evaluation import (
+    Case,
+    choice_counts,
+    evaluate,
+    evaluate_case,
+    evaluate_cohort,
+    evaluate_study,
+    summarise,
+)
 from mtvlib.files import sha256
 from mtvlib.params import Params
 from mtvlib.prepare import prepare_patient
@@ -66,7 +74,12 @@ def results(folder):
     """The three files as a reader finds them; JSON without NaN."""
     text = (folder / "summary.json").read_text(encoding="utf-8")
     summary = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    return summary, pd.read_csv(folder / "patients.csv"), pd.read_csv(folder / "lesions.csv")
+    return summary, read_table(folder, "patients"), read_table(folder, "lesions")
+
+
+def read_table(folder, name):
+    """Numbers as they were written: pandas' quick parser may be off by the last bit."""
+    return pd.read_csv(folder / f"{name}.csv", float_precision="round_trip")
 
 
 def nulls(block, path=""):
@@ -100,6 +113,46 @@ def test_a_patient_by_hand():
         ("man", "nodes", "FN"),
         ("cnn", "primary", "TP"),
     ]
+
+
+def test_boundary_and_false_volumes_by_hand():
+    """A primary with one slice too few, a missed node, and a spurious one of 8 voxels 25 mm below the primary."""
+    reference = [(1, (4, 4, 10), (4, 4, 4)), (2, (15, 15, 5), (3, 3, 3))]
+    row, _ = evaluate_case(case("A", reference, [(1, (4, 4, 10), (4, 4, 3)), (2, (4, 4, 0), (2, 2, 2))]), PARAMS)
+    assert (row["surface_dsc_2_5mm_primary"], row["hd95_primary_mm"]) == (1, 2.5)
+    assert 0 < row["assd_primary_mm"] < 2.5
+    assert row["surface_dsc_5mm_nodes"] == 0
+    assert 40 < row["hd95_nodes_mm"] < 45  # the farthest corner, (18, 18, 8), is 12, 12 and 6 voxels from (6, 6, 2)
+    volumes_ml = [(row[f"fpv_{target}_ml"], row[f"fnv_{target}_ml"]) for target in ("primary", "nodes", "all")]
+    assert volumes_ml == [(0, 0), (8 / 64, 27 / 64), (8 / 64, 27 / 64)]
+    assert (row["largest_node_man_ml"], row["largest_node_cnn_ml"]) == (27 / 64, 8 / 64)
+    # Centroids at (5.5, 5.5, 11.5) and (16, 16, 6), and at (5.5, 5.5, 11) and (4.5, 4.5, 0.5), in voxels of 2.5 mm.
+    assert row["dmax_man_mm"] == pytest.approx(2.5 * np.sqrt(10.5**2 + 10.5**2 + 5.5**2))
+    assert row["dmax_cnn_mm"] == pytest.approx(2.5 * np.sqrt(1 + 1 + 10.5**2))
+
+
+def test_a_class_error_is_a_false_volume_of_both_classes_and_of_no_union():
+    row, _ = evaluate_case(case("A", [(2, (4, 4, 4), (3, 3, 3))], [(1, (4, 4, 4), (3, 3, 3))]), PARAMS)
+    assert (row["fpv_primary_ml"], row["fnv_primary_ml"]) == (27 / 64, 0)
+    assert (row["fpv_nodes_ml"], row["fnv_nodes_ml"]) == (0, 27 / 64)
+    assert (row["fpv_all_ml"], row["fnv_all_ml"], row["surface_dsc_2_5mm_all"]) == (0, 0, 1)
+
+
+def test_one_lesion_and_none_have_no_spread():
+    row, found = evaluate_case(case("A", [(1, (4, 4, 4), (4, 4, 4))], []), PARAMS)
+    assert (row["dmax_man_mm"], row["dmax_cnn_mm"], row["largest_node_man_ml"]) == (None, None, 0)
+    assert (row["hd95_all_mm"], row["surface_dsc_2_5mm_nodes"], row["fnv_all_ml"]) == (None, 1, 1)
+    assert found[0]["matched_lesion"] is None
+
+
+def test_small_rois_have_no_boundary_either():
+    """A stray of 6 voxels (0.09 ml) is removed before anything is measured; the choices see it."""
+    one = case("A", [(1, (4, 4, 4), (4, 4, 4))], [(1, (4, 4, 4), (4, 4, 4)), (1, (20, 20, 4), (1, 1, 6))])
+    row, _ = evaluate_case(one, PARAMS)
+    assert (row["hd95_primary_mm"], row["fpv_primary_ml"]) == (0, 0)
+    counts = dict(zip(lesion_choices.choices(26, 0.1, 0.5), choice_counts(one, PARAMS)[:, 0].tolist(), strict=True))
+    assert counts[(26, 0.1, 0.5)] == [1, 1, 0, 0]
+    assert counts[(26, 0.0, 0.5)] == [1, 1, 0, 1]
 
 
 def test_a_node_called_primary_is_a_classification_error_of_the_union():
@@ -161,6 +214,16 @@ def test_summary_by_hand(tmp_path):
     assert main["classification"]["t_nodes"] == pytest.approx(108 / 684)
     assert main["classification"]["scans_without_error"] == 8
     assert [main["lesions"]["all"][key] for key in ("tp_man", "tp_cnn", "fn", "fp")] == [12, 12, 0, 0]
+    found = main["lesions"]["all"]
+    assert (found["n_matched"], found["f1"], found["sensitivity_by_suv_max"]["4_to_10"]["n"]) == (12, 1, 12)
+    small = found["sensitivity_by_volume"]["below_1_ml"]
+    assert (small["n"], small["tpr"]) == (6, 1)  # primaries of 32 and 48 voxels and all nodes
+    assert [main["lesion_choices"][0]["all"][key] for key in ("tp_man", "tp_cnn", "fn", "fp")] == [12, 12, 0, 0]
+    boundary = main["delineation"]["primary"]
+    assert (boundary["mean_surface_dsc_2_5mm"], boundary["median_hd95_mm"]) == (1, 2.5)
+    assert (boundary["mean_fpv_ml"], boundary["mean_fnv_ml"], boundary["n_distance_undefined"]) == (0, 0, 0)
+    assert main["delineation"]["nodes"]["n_distance_undefined"] == 4
+    assert main["delineation"]["nodes"]["n_one_empty"] == 0
     cutoff = np.median([16 * (2 + i) + 27 * (i % 2) for i in range(8)]) / 64
     assert (
         main["survival"]["cutoff_ml"] == summary["external_testing"]["survival"]["cutoff_ml"] == pytest.approx(cutoff)
@@ -187,10 +250,12 @@ def test_every_key_of_the_paper_is_there_with_its_interval(tmp_path):
 
 
 def test_the_files_say_what_the_summary_says(tmp_path):
-    """The summary can be computed again from the two tables on disk."""
+    """The summary can be computed again from the three tables on disk."""
     summary = evaluate(cases(8, 3), cohort(8, 3), tmp_path, PARAMS)
     written, patients, lesions = results(tmp_path)
-    assert json.loads(json.dumps(summarise(patients, lesions, PARAMS))) == written == json.loads(json.dumps(summary))
+    choices = read_table(tmp_path, "lesion_choices")
+    again = summarise(patients, lesions, choices, PARAMS)
+    assert json.loads(json.dumps(again)) == written == json.loads(json.dumps(summary))
 
 
 def test_tables_have_the_contract_s_columns(tmp_path):
@@ -268,7 +333,9 @@ def test_patients_csv_says_whose_scan_a_row_is(tmp_path):
     summary = evaluate(*scanned_twice(3), tmp_path, PARAMS)
     written, patients, lesions = results(tmp_path)
     assert patients["person"].tolist() == ["M0", "M1", "M2"] * 2
-    assert json.loads(json.dumps(summarise(patients, lesions, PARAMS))) == written == json.loads(json.dumps(summary))
+    choices = read_table(tmp_path, "lesion_choices")
+    again = summarise(patients, lesions, choices, PARAMS)
+    assert json.loads(json.dumps(again)) == written == json.loads(json.dumps(summary))
 
 
 # --- degenerate cohorts: null with a reason, never an exception, 0 or NaN
@@ -461,6 +528,70 @@ def test_a_prediction_on_another_grid_is_refused_with_both_geometries(files):
     assert not (files / "results").exists()
 
 
+def test_missing_predictions_can_count_as_empty_and_are_listed(files):
+    for patient in ("M0", "M2"):
+        (files / "predictions" / f"{patient}.nii.gz").unlink()
+    arguments = (files / "cohort.csv", files / "predictions", files / "results", PARAMS)
+    returned = evaluate_cohort(*arguments, missing="empty")
+    summary, patients, _ = results(files / "results")
+    assert summary["missing_predictions"] == returned["missing_predictions"] == ["M0", "M2"]
+    assert patients.set_index("patient")["ttb_cnn_ml"].to_dict() == {"M0": 0, "M1": 59 / 64, "M2": 0, "M3": 91 / 64}
+    assert summary["cross_validation"]["delineation"]["all"]["n_failed"] == 2
+
+
+@pytest.mark.parametrize("missing", ["error", "empty"])
+def test_a_folder_without_any_prediction_is_not_the_one_that_was_meant(files, missing):
+    (files / "elsewhere").mkdir()
+    for folder, problem in {"elsewhere": "4 of 4 patients have no", "none": "there is no such folder"}.items():
+        with pytest.raises(InputError, match=rf"file .*{folder}: {problem}"):
+            evaluate_cohort(files / "cohort.csv", files / folder, files / "results", PARAMS, missing=missing)
+    assert not (files / "results").exists()
+
+
+def test_a_complete_folder_has_nothing_missing_and_nothing_resampled(files):
+    evaluate_cohort(files / "cohort.csv", files / "predictions", files / "results", PARAMS)
+    summary = results(files / "results")[0]
+    assert (summary["missing_predictions"], summary["resampled_predictions"]) == ([], [])
+
+
+def write_finer(files, patient, shift_mm=0.0):
+    """The prediction again, on a grid of half the voxel side with the same field."""
+    grid = volume.Grid(tuple(2 * side for side in SHAPE), (1.25,) * 3, (-30.625, -30.625, -0.625 + shift_mm))
+    labels = volume.read_labels(files / "predictions" / f"{patient}.nii.gz")
+    finer = np.repeat(np.repeat(np.repeat(volume.to_array(labels), 2, 0), 2, 1), 2, 2)
+    volume.write_image(volume.to_image(finer, grid), files / "predictions" / f"{patient}.nii.gz")
+
+
+def test_predictions_on_another_grid_can_be_resampled_and_are_listed(files):
+    """Each voxel cut into eight: back on the reference's grid the masks are what they were."""
+    arguments = (files / "cohort.csv", files / "predictions", files / "results", PARAMS)
+    evaluate_cohort(*arguments)
+    before = results(files / "results")
+    write_finer(files, "M1")
+    with pytest.raises(InputError, match=r"patient M1, file .*M1\.nii\.gz: the grids are .*Remedy: .*`--resample`"):
+        evaluate_cohort(*arguments)
+    evaluate_cohort(*arguments, resample=True)
+    after = results(files / "results")
+    assert after[0].pop("resampled_predictions") == [{"patient": "M1", "before_ml": 59 / 64, "after_ml": 59 / 64}]
+    assert before[0].pop("resampled_predictions") == []
+    assert after[0] == before[0]
+    pd.testing.assert_frame_equal(after[1], before[1])
+
+
+def test_a_prediction_beside_the_reference_is_not_resampled_away(files):
+    write_finer(files, "M1", shift_mm=500.0)
+    with pytest.raises(InputError, match=r"patient M1, file .*M1\.nii\.gz: none of its labels lies within the ref"):
+        evaluate_cohort(files / "cohort.csv", files / "predictions", files / "results", PARAMS, resample=True)
+
+
+def test_progress_counts_the_patients(files):
+    told = []
+    evaluate_cohort(
+        files / "cohort.csv", files / "predictions", files / "results", PARAMS, progress=lambda *n: told.append(n)
+    )
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
 def test_a_foreign_class_is_refused(files):
     path = files / "predictions" / "M2.nii.gz"
     volume.write_image(volume.read_image(path) * 3, path)
@@ -505,6 +636,27 @@ def test_a_study_is_evaluated_on_its_own_grid(study):
     assert summary["cross_validation"]["delineation"]["all"]["cohort_dsc"] == 1
     assert study.patients["voxel_ml"].tolist() == [0.015625] * 4
     assert study.summary["cross_validation"]["lesions"]["all"]["tpr"] == 1
+
+
+def test_a_study_is_set_beside_thresholds_of_the_same_volumes(study):
+    """The network is perfect; the PET is blurred, so no threshold is."""
+    returned = evaluate_study(study)
+    block = study.summary["cross_validation"]["comparators"]
+    assert block == json.loads(json.dumps(returned["cross_validation"]["comparators"]))
+    assert "comparators" not in study.summary["external_testing"]
+    scores = {one["method"]: one["delineation"]["all"]["cohort_dsc"] for one in block["methods"]}
+    table = pd.read_csv(study.results / "comparators.csv")
+    assert len(table) == 5 * 4
+    own = table[table["method"] == "max_50"]
+    expected = 2 * own["both_all_ml"].sum() / (own["ttb_man_ml"] + own["ttb_cnn_ml"]).sum()
+    assert scores["max_50"] == pytest.approx(expected)
+    (row,) = [
+        one
+        for one in block["differences"]
+        if (one["method"], one["measure"], one["target"]) == ("max_50", "cohort_dsc", "all")
+    ]
+    assert (row["other"], row["other_value"], row["difference"]) == ("cnn", 1, pytest.approx(expected - 1))
+    assert list(nulls(block)) == []
 
 
 def test_a_study_without_all_predictions_is_not_evaluated(study):
@@ -567,3 +719,14 @@ def test_a_damaged_list_of_predictions_is_refused_and_named(study, text, problem
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(InputError, match=rf"folds/0/predicted\.csv: .*{problem}"):
         evaluate_study(study)
+
+
+def test_external_patients_are_judged_by_the_main_cohorts_model(tmp_path):
+    table = cohort(8, 6).assign(age=60, hpv="positive", treatment="none")
+    evaluate(cases(8, 6), table, tmp_path, PARAMS)
+    summary, patients, _ = results(tmp_path)
+    main, external = (summary[part]["survival"] for part in ("cross_validation", "external_testing"))
+    assert (main["calibration"]["apparent"], external["calibration"]["apparent"]) == (True, False)
+    assert main["calibration"]["man"]["observed_expected"] == pytest.approx(1)
+    assert patients["hpv"].tolist() == ["positive"] * 14  # what the adjusted model needs comes along
+    assert external["missing"]["covariates"]["stage_iv"]["reason"] == "the cohort has no column stage"

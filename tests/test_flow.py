@@ -144,6 +144,22 @@ def test_a_deleted_prediction_is_predicted_again(prepared):
     assert indices(prepared) == {"prepared.csv"}
 
 
+@pytest.mark.parametrize("name", ["probability", "votes"])
+def test_a_deleted_map_is_predicted_again_and_one_that_never_was_is_not_missed(prepared, name):
+    index = prepared.predictions / "external.csv"
+    row = {"patient": ["P0"], "sha256": "?", "probability_sha256": "?", "votes_sha256": ""}
+    pd.DataFrame(row | {f"{name}_sha256": ["?"]}).to_csv(index, index=False)
+    path = prepared.prediction_paths("P0")
+    for one in ("probability", name):
+        path[one].parent.mkdir(exist_ok=True)
+        path[one].touch()
+    flow.forget_lost_files(prepared)
+    assert index.exists()
+    path[name].unlink()
+    flow.forget_lost_files(prepared)
+    assert not index.exists()
+
+
 # --- what a run shows
 
 

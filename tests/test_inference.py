@@ -183,3 +183,28 @@ def test_models_of_other_preprocessing_are_refused(tmp_path):
     inference.check_preprocessing([model], PARAMS)
     with pytest.raises(InputError, match=r"trained with spacing_mm 2\.5, the study has 3\.0"):
         inference.check_preprocessing([model], PARAMS.model_copy(update={"spacing_mm": 3.0}))
+
+
+def test_the_mean_is_the_same_to_the_last_bit_with_and_without_the_maps_of_each(inputs):
+    networks = [build(network_config(PARAMS), seed).eval() for seed in (1, 2, 3)]
+    mean, labels = inference.predict_with_each(networks, inputs, 16, 4)
+    np.testing.assert_array_equal(mean, probabilities(networks, inputs))
+    for network, own in zip(networks, labels, strict=True):
+        np.testing.assert_array_equal(own, inference.predict_labels(probabilities([network], inputs)))
+
+
+def test_the_stored_probability_is_that_of_a_lesion_of_either_class():
+    maps = np.array([[1.0, 0.75, 0.1, 0.0], [0.0, 0.25, 0.5, 0.3], [0.0, 0.0, 0.4, 0.7]]).reshape(3, 4, 1, 1)
+    stored = inference.quantised_lesion_probability(maps.astype(np.float32))
+    assert (stored.dtype, stored.flatten().tolist()) == (np.uint8, [0, 64, 230, 255])
+    beyond = inference.quantised_lesion_probability(np.array([1.0000001, -1e-7], np.float32).reshape(1, 2, 1, 1))
+    assert beyond.flatten().tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(("models", "kind"), [(2, np.uint8), (8, np.uint8), (9, np.uint16), (17, np.uint32)])
+def test_each_model_has_a_bit_of_the_votes(models, kind):
+    labels = np.random.default_rng(models).integers(0, 3, (models, 3, 4, 5)).astype(np.uint8)
+    found = inference.votes(labels)
+    assert found.dtype == kind
+    for number, one in enumerate(labels):
+        np.testing.assert_array_equal((found >> kind(number)) & kind(1), one > 0)

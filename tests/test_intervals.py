@@ -145,3 +145,67 @@ def test_a_share_of_everybody_counts_persons():
     by_person = Bootstrap.of_persons(100, 1, list("AABBCCDDEE"))
     everybody = by_person.of_sums(with_count(np.ones(10)), mean, shares={"mean": 10})["mean"]
     assert everybody.ci95 == pytest.approx(wilson(5, 5))
+
+
+@pytest.mark.parametrize("sites", [None, list("abc") * 10])
+def test_weights_are_the_same_resamples_as_sums(sites):
+    counts = np.random.default_rng(2).normal(size=(30, 1))
+
+    def of_weights(weights):
+        return {"mean": (weights @ counts)[:, 0] / weights.sum(1)}
+
+    bootstrap = Bootstrap.of_persons(200, 5, [f"P{i}" for i in range(30)], sites)
+    by_sums = bootstrap.of_sums(
+        np.hstack([counts, np.ones((30, 1))]), lambda sums: {"mean": sums[..., 0] / sums[..., 1]}
+    )
+    by_weights = bootstrap.of_weights(30, of_weights)["mean"]
+    assert by_weights.value == pytest.approx(by_sums["mean"].value)
+    assert by_weights.ci95 == pytest.approx(by_sums["mean"].ci95)
+
+
+def test_weights_of_persons_are_those_of_all_their_rows():
+    seen = []
+    Bootstrap.of_persons(100, 5, list("aabc")).of_weights(4, lambda weights: seen.append(weights) or {})
+    drawn = np.concatenate(seen[:-1])
+    assert (drawn[:, 0] == drawn[:, 1]).all()
+    assert (drawn[:, 1:].sum(1) == 3).all()  # three persons are drawn
+    assert (seen[-1] == 1).all()
+
+
+SITES = ["a"] * 3 + ["b"] * 2 + ["c"]
+PERSONS = [f"P{i}" for i in range(6)]
+
+
+def test_sites_are_drawn_first_and_their_patients_alike():
+    """Each resample holds patients of at most three drawn sites; every place goes to a site by its share of patients."""
+    (drawn,) = Bootstrap.of_persons(20_000, 1, PERSONS, SITES).draws(6)
+    of_site = np.array(SITES)[drawn]
+    assert drawn.shape == (20_000, 6)
+    assert (of_site == of_site[:, :1]).all(axis=1).mean() > 3 / 27  # three times the same site: 3 of 27, or by chance
+    # One draw of sites (i, j, k): the first place is a patient of "c" with probability 1 / (sizes' sum) times its count.
+    sizes = {"a": 3, "b": 2, "c": 1}
+    triples = [(i, j, k) for i in sizes for j in sizes for k in sizes]
+    expected = np.mean([t.count("c") / sum(sizes[site] for site in t) for t in triples])
+    assert (of_site[:, 0] == "c").mean() == pytest.approx(expected, abs=0.01)
+    within = np.bincount(drawn[of_site == "a"], minlength=3) / (of_site == "a").sum()
+    assert within == pytest.approx([1 / 3] * 3, abs=0.01)
+
+
+def test_fewer_than_three_sites_change_nothing():
+    two = ["a", "a", "a", "b", "b", "b"]
+    assert Bootstrap.of_persons(100, 1, PERSONS, two) == Bootstrap.of_persons(100, 1, PERSONS)
+    assert Bootstrap.of_persons(100, 1, PERSONS, SITES) != Bootstrap.of_persons(100, 1, PERSONS)
+
+
+def test_sites_that_differ_make_the_interval_wider():
+    values = np.repeat([0.2, 0.5, 0.8], 20) + np.random.default_rng(0).normal(0, 0.01, 60)
+    persons, sites = [str(i) for i in range(60)], list(np.repeat(["a", "b", "c"], 20))
+    alone = Bootstrap.of_persons(2000, 1, persons).of_sums(with_count(values), mean)["mean"].ci95
+    by_site = Bootstrap.of_persons(2000, 1, persons, sites).of_sums(with_count(values), mean)["mean"].ci95
+    assert alone[1] - alone[0] < 0.15
+    assert by_site == pytest.approx((0.2, 0.8), abs=0.05)  # 1 of 27 resamples draws one site three times: 2 x 3.7 %
+
+
+def test_a_person_of_two_sites_counts_at_the_first():
+    persons, sites = ["A", "A", "B", "C"], ["a", "b", "b", "c"]
+    assert Bootstrap.of_persons(10, 1, persons, sites).sites == (0, 1, 2)

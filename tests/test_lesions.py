@@ -135,6 +135,61 @@ def test_outcomes_of_noise_agree_with_a_plain_count():
     assert len({row[3] for row in expected}) > 1
 
 
+def test_asphericity_from_sixteen_voxels_on():
+    reference = drawing((1, (2, 5), (2, 5), (2, 5)), (2, (10, 13), (2, 7), (2, 3)), (2, (10, 14), (10, 14), (2, 3)))
+    cube, plate, small = (one["asphericity"] for one in lesions.find_lesions(reference, drawing(), None, MM))
+    assert cube < plate  # 27 and 16 voxels
+    assert small is None  # 15
+
+
+def untouched(own, other, connectivity=26):
+    return lesions.untouched(own > 0, other > 0, connectivity)
+
+
+def test_untouched_components_have_no_voxel_in_common():
+    """Of three nodes one is touched by a single voxel."""
+    own = drawing((2, (2, 5), (2, 5), (2, 5)), (2, (8, 11), (2, 5), (2, 5)), (2, (14, 16), (2, 4), (2, 4)))
+    assert untouched(own, drawing((1, (4, 8), (4, 8), (4, 8)))) == 27 + 8
+    assert untouched(own, drawing()) == 27 + 27 + 8
+    assert untouched(own, own) == 0
+    assert untouched(drawing(), own) == untouched(np.zeros((0, 0, 0)), np.zeros((0, 0, 0))) == 0
+
+
+def test_untouched_depends_on_the_neighbours():
+    own = drawing((1, (2, 3), (2, 3), (2, 3)), (1, (3, 4), (3, 4), (2, 3)))
+    touched = drawing((1, (2, 3), (2, 3), (2, 3)))
+    assert [untouched(own, touched, neighbours) for neighbours in (6, 18, 26)] == [1, 0, 0]
+
+
+def test_a_node_called_primary_is_false_in_both_classes_only():
+    reference, prediction = drawing((2, (2, 6), (2, 6), (2, 6))), drawing((1, (2, 6), (2, 6), (2, 6)))
+    volumes = lesions.false_volumes(reference, prediction, MM)
+    assert [volumes[f"fpv_{target}_ml"] for target in ("primary", "nodes", "all")] == [1, 0, 0]
+    assert [volumes[f"fnv_{target}_ml"] for target in ("primary", "nodes", "all")] == [0, 1, 0]
+
+
+def test_mean_false_volumes_by_hand():
+    block = lesions.mean_false_volumes(np.array([[1.0, 0.0], [0.0, 0.5], [2.0, 0.1]]), BOOTSTRAP)
+    assert (block["mean_fpv_ml"], block["mean_fnv_ml"]) == (1, pytest.approx(0.2))
+    assert block["mean_fpv_ml_ci95"][0] < 1 < block["mean_fpv_ml_ci95"][1]
+
+
+def test_no_false_volume_in_anybody_is_no_certainty():
+    block = lesions.mean_false_volumes(np.zeros((5, 2)), BOOTSTRAP)
+    assert (block["mean_fpv_ml"], block["mean_fpv_ml_ci95"]) == (0, None)
+    assert block["mean_fpv_ml_reason"] == "no interval: 0 ml in every patient"
+
+
+def test_spread_of_lesions():
+    """Centroids at 3, 3, 3 and 13, 3, 3, on voxels of 2 x 1 x 1 mm."""
+    labels = drawing((2, (2, 5), (2, 5), (2, 5)), (1, (12, 15), (2, 5), (2, 5)), (2, (3, 5), (8, 10), (2, 4)))
+    own = {"man": lesions.describe(labels, None, (2, 1, 1)), "cnn": lesions.describe(drawing(), None, (2, 1, 1))}
+    row = lesions.spread(own, (2.0, 1.0, 1.0))
+    assert row["dmax_man_mm"] == pytest.approx(20)
+    assert (row["largest_node_man_ml"], row["largest_node_cnn_ml"]) == (pytest.approx(0.054), 0)
+    assert row["dmax_cnn_mm"] is None
+
+
 def test_empty_masks_hold_no_lesion():
     assert lesions.find_lesions(drawing(), drawing(), None, MM) == []
 

@@ -17,6 +17,11 @@ def test_defaults_are_the_papers_protocol():
     assert (paper.min_roi_ml, paper.outlier_percentile, paper.min_followup_months) == (0.1, 99, 6)
 
 
+def test_the_non_inferiority_margin_is_five_points():
+    """Chosen, as the paper tests no such thing: 5 points of the AUC, at 24 months."""
+    assert (Params().noninferiority_margin, Params().horizon_months) == (0.05, 24)
+
+
 def test_paper_yml_is_the_defaults(project):
     assert read(project / "params" / "paper.yml") == Params()
 

@@ -5,6 +5,7 @@ import math
 import nibabel as nib
 import numpy as np
 import pytest
+from skimage.measure import marching_cubes
 
 from mtvlib import pet
 
@@ -47,6 +48,13 @@ def test_uptake_by_hand():
     assert (uptake.suv_max, uptake.suv_mean) == (8, 6)
     assert uptake.tlg == pytest.approx(2.0 * 6)  # 2 ml x SUVmean 6
     assert uptake.suv_peak == 8  # at 10 mm the sphere of 6.2 mm radius holds its centre alone
+
+
+def test_peaks_of_a_large_region_come_in_pieces(monkeypatch):
+    suv, region = np.random.default_rng(1).random((9, 8, 7)), np.argwhere(np.ones((9, 8, 7), bool))
+    whole = pet.peak_means(suv, region, (2.5, 3.0, 4.0))
+    monkeypatch.setattr(pet, "CHUNK", 100)
+    assert np.array_equal(pet.peak_means(suv, region, (2.5, 3.0, 4.0)), whole)
 
 
 def test_peak_averages_the_sphere_also_beyond_the_region():
@@ -117,3 +125,16 @@ def test_one_voxel_has_a_shape():
     """Marching cubes round one voxel: an octahedron with corners half a voxel away, V = 1/6, S = sqrt(3)."""
     area, volume = pet.mesh_area_and_volume(np.array([[3, 4, 5]]), (1.0, 1.0, 1.0))
     assert (area, volume) == (pytest.approx(math.sqrt(3), rel=1e-5), pytest.approx(1 / 6, rel=1e-5))
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.9, 1.3, 3.27)])
+def test_the_mesh_is_that_of_marching_cubes(spacing):
+    """Of random voxels, among them every ambiguous neighbourhood."""
+    region = np.add(np.argwhere(np.random.default_rng(7).random((9, 8, 7)) < 0.5), (3, 0, 5))
+    mask = np.zeros((14, 10, 14), np.float32)
+    mask[tuple((region + 1).T)] = 1
+    corners, faces, _, _ = marching_cubes(mask, 0.5, spacing=spacing)
+    a, b, c = (corners[faces[:, place]].astype(float) for place in range(3))
+    area, volume = pet.mesh_area_and_volume(region, spacing)
+    assert area == pytest.approx(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2, rel=1e-6)
+    assert volume == pytest.approx(abs(np.einsum("ij,ij->", a, np.cross(b, c))) / 6, rel=1e-6)

@@ -156,7 +156,7 @@ def test_without_quarto_the_report_is_one_offline_page_and_says_so(study, no_qua
 def test_page_holds_all_chapters_in_order_without_code(study, no_quarto):
     html = page(study)
     sections = re.findall(r'<section id="(\w+)"', html)
-    assert sections == ["index", "2_training", "4_delineation", "model", "methods", "references"]
+    assert sections == ["index", "2_training", "4_delineation", "model", "methods", "checklist", "references"]
     assert "secret_code" not in html
     assert "<pre>&lt;42&gt;</pre>" in html
     assert "progress" not in re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
@@ -187,8 +187,8 @@ def test_pdf_without_quarto_is_refused_with_the_remedy(study, no_quarto):
 
 
 def test_other_formats_and_unfinished_studies_are_refused(study, tmp_path):
-    with pytest.raises(InputError, match="html or pdf"):
-        report.render(study, "docx")
+    with pytest.raises(InputError, match="a report is html, pdf, docx"):
+        report.render(study, "epub")
     with pytest.raises(InputError, match="not the folder of a study"):
         report.render(tmp_path, "html")
     (study / "results" / "summary.json").unlink()
@@ -259,7 +259,7 @@ def test_warnings_follow_the_data(study):
 
 
 def test_methods_list_every_parameter_and_mark_what_differs_from_the_paper(study):
-    context = report_text.context(Study.open(study), [])
+    context = report_text.context(Study.open(study), {})
     listed = {row["name"].strip("*`"): row for row in context["parameters"]}
     assert set(listed) == set(Params.model_fields) - {"name", "studies"}
     assert [name.strip("*`") for name in context["different"]] == ["folds", "epochs"]
@@ -280,6 +280,7 @@ def test_book_has_the_chapters_that_there_are(study, tmp_path):
         "4_delineation.ipynb",
         "model.qmd",
         "methods.qmd",
+        "checklist.qmd",
     ]
     assert all((book / name).exists() for name in config["book"]["chapters"])
     assert (book / "plotly.min.js").stat().st_size > 1_000_000
@@ -310,7 +311,7 @@ def test_the_folds_are_one_chapter(study, tmp_path):
 def test_every_citation_has_its_reference_and_every_reference_is_cited():
     folder = report.template_folder()
     entries = report_page.read_bibliography((folder / "references.bib").read_text())
-    texts = "".join((folder / name).read_text() for name in ("index.qmd", "model.qmd", "methods.qmd"))
+    texts = "".join((folder / name).read_text() for name in ("index.qmd", "model.qmd", "methods.qmd", "checklist.qmd"))
     assert set(report_page.CITATION.findall(texts)) == set(entries)
     assert all(re.search(r"\(\d{4}\)", entry) for entry in entries.values())
 
@@ -326,12 +327,17 @@ def fake_quarto(folder, monkeypatch, script):
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
 
 
-def test_quarto_renders_html_and_pdf_in_calls_of_their_own(study, tmp_path, monkeypatch):
-    fake_quarto(tmp_path, monkeypatch, 'mkdir _book; echo "$*" > _book/index.html; echo "$*" > _book/Any-Title.pdf\n')
+def test_quarto_renders_html_pdf_and_word_in_calls_of_their_own(study, tmp_path, monkeypatch):
+    fake_quarto(
+        tmp_path,
+        monkeypatch,
+        'mkdir _book; echo "$*" > _book/index.html; echo "$*" > _book/Any-Title.pdf; cp _book/*.pdf _book/x.docx\n',
+    )
     assert report.render(study, "html") == study / "report" / "html" / "index.html"
     assert report.render(study, "pdf") == study / "report" / "small.pdf"
     assert (study / "report" / "html" / "index.html").read_text() == "render . --to html\n"
     assert (study / "report" / "small.pdf").read_text() == "render . --to mtv-typst\n"
+    assert report.render(study, "docx").read_text() == "render . --to docx\n"
 
 
 def test_a_failing_quarto_is_an_error_that_keeps_the_old_report(study, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from mtvlib import figures, show
-from mtvlib.typeset import Cell, Table
+from mtvlib.typeset import Cell, Table, csv_text, markdown
 
 ALT = 'Two points, "low" & <high>.'
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -128,6 +128,18 @@ def test_a_table_carries_its_typst_twin(shown):
     assert "#table(" in metadata["mtv"]["typst"]
 
 
+def test_a_table_can_be_downloaded_as_csv_without_a_network(shown):
+    show.show_table(table(), "tbl-x", "Caption")
+    link = re.search(r'<a href="data:text/csv;base64,([^"]+)" download="tbl-x.csv"', shown[0][0]["text/html"])
+    assert base64.b64decode(link.group(1)).decode() == csv_text(table())
+
+
+def test_word_gets_pictures_and_tables_that_can_be_edited(chapter):
+    _note, picture, tabular = (cell["outputs"][0]["data"] for cell in show.for_quarto(chapter, "docx")["cells"])
+    assert "image/png" in picture
+    assert tabular == {"text/markdown": markdown(table())}
+
+
 # --- notes
 
 
@@ -137,7 +149,7 @@ def test_a_picture_reaches_page_and_pdf_with_its_alternative_text(shown):
     assert base64.b64decode(data["image/png"]) == PNG
     assert 'alt="Two points, &quot;low&quot; &amp; &lt;high&gt;."' in data["text/html"]
     assert "<em>picture</em>" in data["text/html"]
-    assert metadata[show.METADATA_KEY] == {"label": "fig-crop", "caption": "A *picture*.", "alt": ALT, "typst": None}
+    assert metadata[show.METADATA_KEY] == {"label": "fig-crop", "caption": "A *picture*.", "alt": ALT}
 
 
 def test_banner_only_for_synthetic_patients(shown):

@@ -33,7 +33,7 @@ def fails_with(monkeypatch, error):
 def test_steps_come_in_the_order_of_the_flow():
     assert steps.step_names(2) == [
         *("1_cohort", "2_train_fold_0", "2_train_fold_1", "3_external_testing", "evaluation"),
-        *("4_delineation", "5_classification", "6_lesions", "7_survival", "8_cases", "manifest"),
+        *("4_delineation", "5_classification", "6_lesions", "7_survival", "8_cases", "9_trust", "manifest"),
     ]
 
 

@@ -237,13 +237,6 @@ def test_findings_name_the_file_but_not_the_folder():
     assert "nothing to report" in " ".join(words(tables.findings([])))
 
 
-def test_flow():
-    sites = {"cross_validation": {"n": 5, "sites": {"Berlin": 5}}, "external_testing": {"n": 2, "sites": {"Munich": 2}}}
-    rows = words(tables.flow({"screened": 9, "excluded": {"no CT": 2}, "included": 7, "partitions": sites}))
-    for expected in ("Screened | 9", "Excluded: no CT | 2", "Analysed | 7", "Berlin | 5", "Munich | 2"):
-        assert expected in rows
-
-
 def test_folds_add_up_to_the_cohort():
     names = [f"P{number:02d}" for number in range(20)]
     cohort = pd.DataFrame({"patient": names, "person": names, "site": ["A", "B"] * 10, "fold": np.arange(20) % 5})
@@ -251,6 +244,14 @@ def test_folds_add_up_to_the_cohort():
     assert len(table.rows) == 5
     for row in table.rows:
         assert sum(int(cell.value) for cell in row.cells.values()) == 20
+
+
+def test_a_fold_that_tests_a_whole_site_bears_its_name():
+    names = [f"P{number}" for number in range(8)]
+    cohort = pd.DataFrame({"patient": names, "person": names, "site": ["A", "B"] * 4, "fold": [0, 1] * 4})
+    assert [row.name for row in tables.folds(cohort, Params(folds=2)).rows] == ["Fold 0", "Fold 1"]
+    by_site = tables.folds(cohort, Params(folds=2, split_by="site"))
+    assert [row.name for row in by_site.rows] == ["Fold 0, A", "Fold 1, B"]
 
 
 def test_prepared_lists_each_warning():

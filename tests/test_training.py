@@ -132,7 +132,7 @@ def test_training_learns_the_lesions(tmp_path):
     [
         (1, {}),
         (2, {"flip": True, "ema": 0.9, "foreground_share": 0.5}),
-        (3, {"optimizer": "adamw", "learning_rate": 1e-3}),
+        (3, {"optimizer": "adamw", "learning_rate": 1e-3, "learning_rate_power": 0.9}),
     ],
 )
 def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path, killed_after, extras):
@@ -205,6 +205,28 @@ def test_a_finished_fold_can_be_extended(tmp_path):
     train_fold(TRAIN, VALIDATION, PARAMS.model_copy(update={"epochs": 2}), 0, tmp_path / "part")
     extended = train_fold(TRAIN, VALIDATION, PARAMS, 0, tmp_path / "part")
     assert_same_weights(train_fold(TRAIN, VALIDATION, PARAMS, 0, tmp_path / "whole"), extended)
+
+
+def test_the_learning_rate_is_constant_or_falls_towards_the_last_epoch():
+    falling = PARAMS.model_copy(update={"learning_rate": 0.5, "learning_rate_power": 2.0})
+    assert [training.learning_rate(PARAMS, done) for done in range(4)] == [1.0] * 4
+    assert [training.learning_rate(falling, done) for done in range(4)] == [0.5, 0.5 * 9 / 16, 0.125, 0.5 / 16]
+
+
+def test_the_optimiser_learns_at_that_rate(tmp_path):
+    rates = []
+    params = PARAMS.model_copy(update={"learning_rate_power": 1.0})
+    train_fold(
+        TRAIN, VALIDATION, params, 0, tmp_path, report=lambda one: rates.append(one.optimizer.param_groups[0]["lr"])
+    )
+    assert rates == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_more_epochs_start_anew_where_the_learning_rate_falls_towards_the_last(tmp_path):
+    falling, lines = PARAMS.model_copy(update={"learning_rate_power": 1.0}), []
+    train_fold(TRAIN, VALIDATION, falling.model_copy(update={"epochs": 2}), 0, tmp_path)
+    train_fold(TRAIN, VALIDATION, falling, 0, tmp_path, say=lines.append)
+    assert "epochs was 2, is 4" in lines[0]
 
 
 def test_the_best_epoch_is_kept_and_training_stops_after_patience(tmp_path, monkeypatch):

@@ -1,8 +1,11 @@
 """One table, two settings: what a page and what typst receive."""
 
+import csv
+import io
+
 import pytest
 
-from mtvlib.typeset import Cell, Table, great_table, typst
+from mtvlib.typeset import Cell, Table, csv_text, great_table, markdown, typst
 
 
 @pytest.fixture
@@ -70,3 +73,38 @@ def test_names_of_users_are_escaped_too():
     table.notes.append("<u>note</u>")
     page = great_table(table, "tbl-x").as_raw_html()
     assert not any(tag in page for tag in ("<b>site", "<i>name", "<u>note"))
+
+
+def test_csv_holds_values_intervals_and_reasons(table):
+    text = csv_text(table)
+    assert text.startswith("\ufeff")  # else a spreadsheet takes it for another encoding
+    rows = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"))))
+    assert rows == [
+        ["group", "row", "DSC", "DSC: interval", "TPR_LN (%)", "reasons"],
+        ["Main", "Ours", "0.9", "0.8–1.0", "", "no lesion"],
+        ["Main", "Theirs", "0.7", "", "", ""],
+        ["External", "Ours", "", "", "", "no lesion"],
+    ]
+
+
+def test_csv_keeps_separators_and_quotes_of_users():
+    table = Table({"x": "X"})
+    table.add("a, b", 'say "c"', {"x": Cell("1\n2")})
+    assert list(csv.reader(io.StringIO(csv_text(table))))[1] == ["a, b", 'say "c"', "1\n2", ""]
+
+
+def test_markdown_for_word_holds_the_same(table):
+    lines = markdown(table).split("\n")
+    assert lines[:4] == [
+        "|  | DSC | TPR_LN (%) |",
+        "| :-- | --: | --: |",
+        "| **Main** |  |  |",
+        "| Ours | 0.9 (0.8–1.0) | –^a^ |",
+    ]
+    assert lines[-3:] == ["^a^ Not estimable: no lesion.", "", "A note."]
+
+
+def test_markdown_leaves_no_character_a_meaning():
+    table = Table({"x": "X"})
+    table.add("", "a|b", {"x": Cell("*5* <b> @fig-x [1] ^2^")})
+    assert markdown(table).split("\n")[-1] == r"| a\|b | \*5\* \<b\> \@fig-x \[1\] \^2\^ |"
