@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from mtvlib import (
     adjustment,
     comparators,
+    dictionary,
     lesion_choices,
     lesions,
     matching,
@@ -74,7 +75,8 @@ class Case:
 def evaluate(cases: Iterable[Case], cohort: pd.DataFrame, out: str | Path, params: Params) -> dict[str, Any]:
     """Evaluate the cases, write what is found into `out`, and return the summary.
 
-    `patients.csv`, `lesions.csv` and `lesion_choices.csv` are the tables from which `summary.json` is computed.
+    `patients.csv`, `lesions.csv` and `lesion_choices.csv` are the tables from which `summary.json` is computed;
+    `dictionary.csv` tells what their columns mean.
 
     `cohort` holds at least patient, cohort and site of every case; fold, person and the survival columns are used if
     there.
@@ -102,6 +104,7 @@ def evaluate(cases: Iterable[Case], cohort: pd.DataFrame, out: str | Path, param
     write_text(out / "lesions.csv", lesion_table.to_csv(index=False))
     write_text(out / "lesion_choices.csv", choice_table.to_csv(index=False))
     write_json(out / "summary.json", summary)
+    dictionary.write(out)
     return summary
 
 
@@ -367,7 +370,9 @@ def evaluate_study(study: Study) -> dict[str, Any]:
     cases = (_study_case(study, patient, predicted[patient]) for patient in table["patient"])
     summary = evaluate(cases, table, study.results, study.params)
     summary = add_to_summary(study.results, summary, _beside_thresholds(study, table, summary))
-    return add_to_summary(study.results, summary, trust.with_trust(summary, trust.evaluate_trust(study)))
+    summary = add_to_summary(study.results, summary, trust.with_trust(summary, trust.evaluate_trust(study)))
+    dictionary.write(study.results)
+    return summary
 
 
 def _beside_thresholds(study: Study, table: pd.DataFrame, summary: dict[str, Any]) -> dict[str, Any]:

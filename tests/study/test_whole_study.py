@@ -118,6 +118,9 @@ def study(finished) -> Study:
 def test_everything_a_study_promises_is_there(study):
     for step in STEPS + CHAPTERS:
         assert (study.logs / f"{step}.json").exists(), step
+    columns = pd.read_csv(study.results / "dictionary.csv", keep_default_na=False)
+    assert set(columns["file"]) >= {"patients.csv", "lesions.csv", "comparators.csv", "uncertainty.csv", "failures.csv"}
+    assert columns.loc[columns["meaning"] == "", ["file", "column"]].to_numpy().tolist() == []
     notebooks = {path.stem for path in (study.folder / "notebooks").glob("*.ipynb")}
     assert notebooks == {step for step in STEPS + CHAPTERS if step[0].isdigit()}
     for fold in (0, 1):
