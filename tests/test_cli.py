@@ -61,7 +61,7 @@ def predictions(tiny_cohort, tmp_path):
         ("run", "x.yml", "--cores", "0"),
         ("run", "x.yml", "--cores", "many"),
         ("run", "x.yml", "--device", "gpu"),
-        ("report", "studies/x", "--to", "docx"),
+        ("report", "studies/x", "--to", "epub"),
         ("predict", "--models", "folds", "--pet", "a.nii", "--out", "b", "--device", "tpu"),
         ("phantom", "--out", "x", "--patients", "-1"),
     ],
