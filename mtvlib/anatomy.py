@@ -273,7 +273,7 @@ EXTRAS = [
         paired=True,
         spread=0.4,
         asymmetry=0.15,
-        chance=0.06,
+        chance=0.03,
     ),
     _s(
         "brown fat of the neck",
@@ -284,7 +284,7 @@ EXTRAS = [
         paired=True,
         spread=0.4,
         asymmetry=0.2,
-        chance=0.04,
+        chance=0.02,
     ),
     _s("dental inflammation", (33, -52, 30), (6, 7, 6), None, 3.8, spread=0.3, chance=0.12),
     _s("dental inflammation", (-30, -56, 44), (6, 7, 6), None, 3.4, spread=0.3, chance=0.1),
