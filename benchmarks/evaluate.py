@@ -11,7 +11,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
