@@ -9,7 +9,7 @@ PEERS := .venv-peers/.ready
 .PHONY: demo test report lab bench lint clean
 
 demo: $(READY)
-	$(BIN)/mtv phantom --patients 36 --external 10 --out cohorts/demo --seed 2023
+	$(BIN)/mtv phantom --patients 60 --external 12 --out cohorts/demo --seed 2023
 	$(BIN)/mtv run params/demo.yml
 	$(BIN)/mtv report studies/demo
 
