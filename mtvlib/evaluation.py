@@ -170,8 +170,8 @@ def _counts(table: np.ndarray, voxel_ml: float) -> dict[str, Any]:
 
 
 def _uptake(own: dict[str, list[dict[str, Any]]], with_suv: bool) -> dict[str, Any]:
-    """Uptake and number of all lesions of a patient together, in the reference (man) and the prediction (cnn)."""
-    row = {source: _uptake_of(found, with_suv) for source, found in own.items()}
+    """Uptake and number of a patient's lesions, together and by class, in reference (man) and prediction (cnn)."""
+    row = {source: _uptake_of(found, with_suv) | _by_class(found, with_suv) for source, found in own.items()}
     return {f"{name}_{source}": row[source][name] for name in row["man"] for source in own}
 
 
@@ -183,9 +183,16 @@ def _uptake_of(found: list[dict[str, Any]], with_suv: bool) -> dict[str, Any]:
         "suvmax": max((lesion["suv_max"] for lesion in hot), default=None),
         "suvmean": tlg / sum(lesion["volume_ml"] for lesion in hot) if tlg is not None and hot else None,
         "suvpeak": max((lesion["suv_peak"] for lesion in hot), default=None),
-        **{f"n_{target}": sum(lesion["target"] == target for lesion in found) for target in LESION_CLASSES},
-        "touches_border": any(lesion["touches_border"] for lesion in found),
     }
+
+
+def _by_class(found: list[dict[str, Any]], with_suv: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for target in LESION_CLASSES:
+        own = [lesion for lesion in found if lesion["target"] == target]
+        row[f"n_{target}"] = len(own)
+        row |= {f"{name}_{target}": value for name, value in _uptake_of(own, with_suv).items()}
+    return row | {"touches_border": any(lesion["touches_border"] for lesion in found)}
 
 
 # --- the tables
