@@ -47,8 +47,8 @@ INTERVALS = (
     "95 %: percentiles of a bootstrap over patients (over persons, each with all rows, where several rows are scans of "
     "one person; over sites, and then over their patients, where a partition has three sites or more); Wilson for "
     "shares of patients and where all patients are alike; Wald for hazard ratios; infinitesimal jackknife for "
-    "`concordance`, bootstrap in `discrimination`. Wilson, Wald, jackknife and all tests take rows as independent: with "
-    "several rows of one person these intervals are too narrow and the p values too small"
+    "`concordance`, bootstrap in `discrimination`. Wilson, Wald, jackknife and all tests take rows as independent: "
+    "with several rows of one person these intervals are too narrow and the p values too small"
 )
 _DO_AGAIN = "delete it and run the study again."
 Missing = Literal["error", "empty"]  # what a missing prediction is

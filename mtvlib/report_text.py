@@ -77,8 +77,8 @@ def context(study: Study, chapters: Mapping[str, dict[str, Any]]) -> dict[str, A
 
 def _labels(study: Study, chapters: Mapping[str, dict[str, Any]]) -> set[str]:
     """Labels of the report's tables and figures, those of the templates in report/ among them."""
-    there = {"glance": glance(study.summary, study.paper), "models": models(study), "parameters": True, "software": True}
-    pages = (page for page, rows in there.items() if rows)
+    rows = {"glance": glance(study.summary, study.paper), "models": models(study)}
+    pages = ("parameters", "software", *(page for page, found in rows.items() if found))
     shown = (output for book in chapters.values() for cell in book["cells"] for output in cell.get("outputs", []))
     about = (output.get("metadata", {}).get(METADATA_KEY) for output in shown)
     return {one["label"] for one in about if one} | {f"tbl-{page}" for page in pages}
