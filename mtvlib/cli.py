@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -45,6 +46,7 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the trace
 def main() -> None:
     """Run the command; an error is one paragraph and an exit code: 1 failed while working, 2 bad input or usage."""
     debug = "--debug" in sys.argv  # before or behind the command
+    gc.set_threshold(100_000)  # libraries make 250 000 objects that stay: to look through them again and again is slow
     try:
         app([argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="mtv")
     except SystemExit as end:
@@ -58,6 +60,8 @@ def main() -> None:
         known = error if isinstance(error, MtvError) else _unexpected(error)
         print(f"mtv: {known}", file=sys.stderr)
         sys.exit(known.exit_code)
+    finally:
+        gc.freeze()  # nor once more at the end
 
 
 def _unexpected(error: Exception) -> WorkError:
