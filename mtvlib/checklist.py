@@ -199,7 +199,8 @@ def training(evidence: Evidence) -> Answer | None:
     if not folds:
         return None
     epochs = [len(evidence.study.history(fold)) for fold in folds]
-    text = f"{params.optimizer.capitalize()}, batches of {params.batch_size}, {min(epochs)} to {max(epochs)} epochs."
+    spread = f"{min(epochs)} to {max(epochs)}" if min(epochs) < max(epochs) else epochs[0]
+    text = f"{params.optimizer.capitalize()}, batches of {params.batch_size}, {spread} epochs."
     return Answer(text, ("fig-training-0", "tbl-parameters"))
 
 

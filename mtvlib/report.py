@@ -168,7 +168,9 @@ def _run_quarto(quarto: str, book: Path, to: str) -> None:
     done = subprocess.run([quarto, "render", ".", "--to", to], cwd=book, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        error = " ".join(next(([line] for line in lines if "ERROR" in line), lines[-3:]))
+        # An error of typst tells more than Quarto's own line, which may begin with typst's first warning.
+        named = [line for sign in ("error: ", "ERROR") for line in lines if sign in line and "warning:" not in line]
+        error = named[0] if named else " ".join(lines[-3:])
         raise WorkError(f"Quarto could not render the report: {error}", remedy="see `quarto check`.")
 
 

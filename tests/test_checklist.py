@@ -49,7 +49,7 @@ def test_answers_are_the_study_s_own_numbers(study):
     assert claim["32"].answer == "2 patients, cohort DSC 0.812 (0.700–0.900). See @tbl-delineation."
     assert claim["7"].answer == "2 sites: A 1, B 2. See @tbl-sites."
     assert claim["35"].answer == "1 of 3 patients excluded. See @fig-flow."
-    assert "Adadelta, batches of 16, 2 to 2 epochs" in claim["25"].answer
+    assert "Adadelta, batches of 16, 2 epochs" in claim["25"].answer
 
 
 def test_what_the_study_does_not_hold_is_open(study):

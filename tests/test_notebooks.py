@@ -113,3 +113,12 @@ def test_no_import_takes_the_name_of_a_parameter(name):
         for alias in node.names
     }
     assert bound & set(Params.model_fields) == set()
+
+
+def test_every_label_of_the_report_is_given_once(project):
+    """Twice the same label stops the PDF, and a reference would lead to the wrong table."""
+    code = "\n".join(cell.source for name in NAMES for cell in read(name).cells if cell.cell_type == "code")
+    pages = "\n".join(path.read_text() for path in (project / "report").glob("*.qmd"))
+    labels = re.findall(r'"((?:tbl|fig)-[\w-]+)"', code) + re.findall(r"\{#((?:tbl|fig)-[\w-]+)\}", pages)
+    assert len(labels) > 40
+    assert sorted(label for label in set(labels) if labels.count(label) > 1) == []

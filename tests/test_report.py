@@ -348,6 +348,13 @@ def test_a_failing_quarto_is_an_error_that_keeps_the_old_report(study, tmp_path,
     assert (study / "report" / "html" / "index.html").read_text() == "old"
 
 
+def test_the_error_of_typst_is_said_rather_than_its_first_warning(study, tmp_path, monkeypatch):
+    said = "ERROR: error: warning: unknown font family\\nerror: label <tbl-x> occurs twice\\nERROR: compilation failed"
+    fake_quarto(tmp_path, monkeypatch, f"printf '{said}\\n' >&2; exit 1\n")
+    with pytest.raises(WorkError, match="report: error: label <tbl-x> occurs twice"):
+        report.render(study, "pdf")
+
+
 @pytest.mark.skipif(shutil.which("quarto") is None, reason="Quarto is not installed")
 def test_the_real_quarto_takes_the_templates(study):
     assert report.render(study, "pdf").read_bytes().startswith(b"%PDF")
