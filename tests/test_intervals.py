@@ -177,12 +177,12 @@ PERSONS = [f"P{i}" for i in range(6)]
 
 
 def test_sites_are_drawn_first_and_their_patients_alike():
-    """Each resample holds patients of at most three drawn sites; every place goes to a site by its share of patients."""
+    """Patients of at most three drawn sites, of each site as often as it has patients."""
     (drawn,) = Bootstrap.of_persons(20_000, 1, PERSONS, SITES).draws(6)
     of_site = np.array(SITES)[drawn]
     assert drawn.shape == (20_000, 6)
     assert (of_site == of_site[:, :1]).all(axis=1).mean() > 3 / 27  # three times the same site: 3 of 27, or by chance
-    # One draw of sites (i, j, k): the first place is a patient of "c" with probability 1 / (sizes' sum) times its count.
+    # One draw of sites (i, j, k): the first patient is of "c" with probability (drawn c) / (sizes' sum).
     sizes = {"a": 3, "b": 2, "c": 1}
     triples = [(i, j, k) for i in sizes for j in sizes for k in sizes]
     expected = np.mean([t.count("c") / sum(sizes[site] for site in t) for t in triples])
