@@ -15,13 +15,14 @@ from typing import Any
 
 import yaml
 
+from mtvlib.describe import as_categories
 from mtvlib.inference import MODEL_FILE
 from mtvlib.network import Network, count_parameters
 from mtvlib.study import Study
 from mtvlib.tables import MISSING, PARTITION_NAMES, count, interval, number, thousands
 from mtvlib.training import network_config
 
-CLINICAL = ("age", "sex", "tumour_site", "stage", "hpv")
+NAMES = {"age": "age", "sex": "sex", "tumour_site": "tumour site", "stage": "stage", "hpv": "HPV"}
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,11 @@ def deidentification(evidence: Evidence) -> Answer | None:
 
 def missing(evidence: Evidence) -> Answer | None:
     rows = evidence.study.cohort
-    counts = [f"{name} {int(rows[name].isna().sum())}" for name in CLINICAL if name in rows]
+    rows = rows[rows["split"].isin(PARTITION_NAMES)]
+    counts = [f"{NAMES[name]} {int(as_categories(rows[name]).isna().sum())}" for name in NAMES if name in rows]
     if not counts:
         return None
-    return Answer(f"Counted, none filled in: {', '.join(counts)} missing.", ("tbl-patients", "tbl-survival-patients"))
+    return Answer(f"Counted, none filled in. Missing: {', '.join(counts)}.", ("tbl-patients", "tbl-survival-patients"))
 
 
 def synthetic_reference(evidence: Evidence) -> Answer | None:
@@ -306,7 +308,7 @@ def failures(evidence: Evidence) -> Answer | None:
 
 
 def characteristics(evidence: Evidence) -> Answer | None:
-    known = [name for name in CLINICAL if name in evidence.study.cohort]
+    known = [word for name, word in NAMES.items() if name in evidence.study.cohort]
     if not known:
         return None
     text = f"By partition and site, with standardised differences: {', '.join(known)}, burden."

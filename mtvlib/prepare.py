@@ -79,7 +79,7 @@ def prepare_patient(row: Mapping[str, Any] | pd.Series, params: Params, folder: 
     warnings += [f"crop uncertain: {doubt}" for doubt in crop.doubts]
     kept = _kept_of_reference(images, prepared, grid)
     if kept and kept["fraction"] is not None and kept["fraction"] < 1:
-        warnings.append(f"the crop cuts off {1 - kept['fraction']:.1%} of the reference's voxels")
+        warnings.append(f"the crop cuts off {100 * (1 - kept['fraction']):.1f} % of the reference's voxels")
     record = {
         "patient": patient,
         "params": params.part(IMAGES),

@@ -83,6 +83,7 @@ def show_table(table: Table, label: str, caption: str) -> None:
     data = base64.b64encode(csv_text(table).encode()).decode()
     style = f"font:11.5px {', '.join(FONTS)};padding:0 4px"
     link = f'<a href="data:text/csv;base64,{data}" download="{label}.csv" style="{html.escape(style)}">CSV</a>'
+    link = f'<div style="text-align:left">{link}</div>'
     fragment = f'<div style="overflow-x:auto">{great_table(table, label).as_raw_html()}</div>\n{link}'
     show_html(fragment, label, caption, twins={"typst": typst(table), "docx": markdown(table)})
 

@@ -191,13 +191,13 @@ def _group_cells(blocks: Mapping[str, Block], variable: str, group: str) -> dict
         own = next((found for found in one["groups"] if found["group"] == group), None) if one else None
         if own:
             cells[f"{split} n"] = Cell(str(own["n"]))
-            cells[f"{split} Mean DSC"] = _dsc(own, "mean_dsc")
-            cells[f"{split} Cohort DSC"] = _dsc(own, "cohort_dsc")
+            cells[f"{split} Mean DSC"] = Cell(with_interval(own, "mean_dsc", 2), reason=_why(own, "mean_dsc"))
+            cells[f"{split} Cohort DSC"] = Cell(number(own["cohort_dsc"], 2), reason=_why(own, "cohort_dsc"))
     return cells
 
 
-def _dsc(block: Block, key: str) -> Cell:
-    return Cell(with_interval(block, key, 2), reason="" if block[key] is not None else block[f"{key}_reason"])
+def _why(block: Block, key: str) -> str:
+    return "" if block[key] is not None else block[f"{key}_reason"]
 
 
 def _p(block: Block, variable: str) -> Cell:

@@ -43,9 +43,9 @@ def boundary(summary: Block) -> Table:
             "mean_surface_dsc_5mm": "Surface DSC\nat 5 mm",
             "median_hd95_mm": "HD95\n(mm)",
             "median_assd_mm": "ASSD\n(mm)",
-            "undefined": "Distance\nundefined",
-            "mean_fpv_ml": "False positive\nvolume (ml)",
-            "mean_fnv_ml": "False negative\nvolume (ml)",
+            "undefined": "No\ndistance",
+            "mean_fpv_ml": "FPV\n(ml)",
+            "mean_fnv_ml": "FNV\n(ml)",
         }
     )
     digits = {"median_hd95_mm": 1, "median_assd_mm": 2, "mean_fpv_ml": 2, "mean_fnv_ml": 2}
@@ -57,7 +57,10 @@ def boundary(summary: Block) -> Table:
             table.add(group, name, cells)
             if own["n_both_empty"] and own["mean_surface_dsc_5mm"] is not None:
                 table.notes.append(_both_empty(group, name, own))
-    means = "Means over the patients; of HD95 and ASSD the medians of those in whom neither mask is empty."
+    means = (
+        "Means over the patients; of HD95 and ASSD the medians of those in whom neither mask is empty. FPV, FNV: "
+        "false-positive and false-negative volume."
+    )
     table.notes = [f"{means} {WITH_INTERVALS}", *table.notes]
     return table
 

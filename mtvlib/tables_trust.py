@@ -74,8 +74,8 @@ def triage(summary: Block) -> Table:
             "mean_dsc": "Mean DSC",
             "cohort_dsc": "Cohort DSC",
             "failed": "Failed (%)",
-            "failed_of_rest": "… of those not\ncorrected (%)",
-            "gain": "Of the possible\ngain (%)",
+            "failed_of_rest": "… of the\nrest (%)",
+            "gain": "Gain\n(%)",
         }
     )
     for group, block in trust_blocks(summary, table):

@@ -130,7 +130,7 @@ def test_a_reference_that_the_crop_cuts_is_told(tmp_path):
     )
     record = json.loads((tmp_path / "P1/prepared.json").read_text())
     assert record["reference"]["fraction"] == 0.25
-    assert any("cuts off 75.0%" in warning for warning in record["warnings"])
+    assert any("cuts off 75.0 %" in warning for warning in record["warnings"])
 
 
 def test_a_patient_without_lesions_is_prepared_with_a_warning(tmp_path):
