@@ -164,9 +164,7 @@ def missing(evidence: Evidence) -> Answer | None:
 def synthetic_reference(evidence: Evidence) -> Answer | None:
     if not evidence.study.synthetic:
         return None
-    return Answer(
-        "Synthetic patients: adaptive threshold of the known lesions, with simulated corrections."
-    )
+    return Answer("Synthetic patients: adaptive threshold of the known lesions, with simulated corrections.")
 
 
 def partitions(evidence: Evidence) -> Answer | None:

@@ -35,7 +35,7 @@ from mtvlib.agreement import agreement, outliers
 from mtvlib.classes import LESION_CLASSES, NODES, TARGETS
 from mtvlib.cohort import SPLITS, bootstrap_of, labelled_points_mm, persons_of, read_cohort
 from mtvlib.errors import InputError
-from mtvlib.files import sha256, write_json, write_text
+from mtvlib.files import read_table, sha256, write_json, write_text
 from mtvlib.intervals import Bootstrap
 from mtvlib.params import Params
 from mtvlib.prepare import load_patient
@@ -387,7 +387,7 @@ def _beside_thresholds(study: Study, table: pd.DataFrame, summary: dict[str, Any
     rows = (row for patient in table["patient"] for row in _comparator_rows(study, patient))
     found = comparators.table(rows, table)
     write_text(study.results / "comparators.csv", found.to_csv(index=False))
-    blocks = comparators.summary_blocks(found, read_patients(study.results / "patients.csv"), study.params)
+    blocks = comparators.summary_blocks(found, read_table(study.results / "patients.csv"), study.params)
     return {partition: summary[partition] | {"comparators": block} for partition, block in blocks.items()}
 
 
@@ -395,11 +395,6 @@ def _comparator_rows(study: Study, patient: str) -> list[dict[str, Any]]:
     prepared = load_patient(study.volumes, patient, study.params)
     assert prepared.reference is not None  # `_study_case` has seen to it
     return comparators.patient_rows(patient, prepared.suv, prepared.reference, prepared.grid.spacing_mm, study.params)
-
-
-def read_patients(path: str | Path) -> pd.DataFrame:
-    """A patients.csv; names like 007 are text."""
-    return pd.read_csv(path, dtype={"patient": str, "site": str, "person": str}, float_precision="round_trip")
 
 
 def _predicted(study: Study, table: pd.DataFrame) -> dict[str, str | None]:

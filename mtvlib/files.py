@@ -13,11 +13,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mtvlib.errors import WorkError
+import pandas as pd
+
+from mtvlib.errors import InputError, WorkError
 
 _SYSTEM_ERROR = re.compile(
     r"\(os error (\d+)\)"
 )  # how libraries written in Rust, such as safetensors, end their message
+
+
+def read_table(path: str | Path, dtype: Any = None) -> pd.DataFrame:
+    """A table that this package wrote: numbers to the last bit, names like 007 as text, only empty cells missing.
+
+    pandas alone would take a patient or a site called NA for a missing one. Raises `InputError` if it is damaged.
+    """
+    text = {"patient": str, "site": str, "person": str}
+    try:
+        return pd.read_csv(
+            path, dtype=dtype or text, keep_default_na=False, na_values=[""], float_precision="round_trip"
+        )
+    except (ValueError, OSError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"is no readable table ({what})", file=path, remedy="delete it and run again.") from None
 
 
 @contextmanager

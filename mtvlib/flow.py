@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pandas as pd
-
 import mtvlib.params
 from mtvlib.cohort import FILES, read_cohort
 from mtvlib.errors import InputError, MtvError, WorkError
+from mtvlib.files import read_table
 from mtvlib.prepare import OVERVIEW, RECORD
 from mtvlib.steps import die_with_parent, project_root
 from mtvlib.study import Study, check_folder
@@ -87,7 +86,7 @@ def forget_lost_files(study: Study) -> None:
 
 
 def _named_files(study: Study, index: Path) -> Iterator[Path]:
-    for row in pd.read_csv(index, dtype=str).to_dict("records"):
+    for row in read_table(index, dtype=str).to_dict("records"):
         if index.parent != study.volumes:
             columns = {"labels": "sha256", "probability": "probability_sha256", "votes": "votes_sha256"}
             paths = study.prediction_paths(row["patient"])

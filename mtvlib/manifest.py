@@ -10,10 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 import mtvlib
-from mtvlib.files import sha256, write_json
+from mtvlib.files import read_table, sha256, write_json
 from mtvlib.study import Study
 
 LIBRARIES = (
@@ -85,7 +83,7 @@ def costs(study: Study) -> dict[str, Any]:
 
 def write_manifest(study: Study) -> None:
     folds = range(study.params.folds)  # an earlier run may have left more
-    inputs = pd.read_csv(study.volumes / "prepared.csv", dtype=str)
+    inputs = read_table(study.volumes / "prepared.csv", dtype=str)
     results = sorted(study.results.glob("*"))
     write_json(
         study.folder / "manifest.json",

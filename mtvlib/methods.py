@@ -24,10 +24,9 @@ from mtvlib.evaluation import (
     evaluate,
     evaluate_cohort,
     label_files,
-    read_patients,
     reference_and_suv,
 )
-from mtvlib.files import write_json, write_text
+from mtvlib.files import read_table, write_json, write_text
 from mtvlib.lesions import remove_small_rois
 from mtvlib.params import Params
 
@@ -104,7 +103,7 @@ def evaluate_methods(
 
 
 def _compare(summaries: Mapping[str, Mapping[str, Any]], out: Path, params: Params) -> pd.DataFrame:
-    compared = comparison({name: read_patients(out / name / "patients.csv") for name in summaries}, params)
+    compared = comparison({name: read_table(out / name / "patients.csv") for name in summaries}, params)
     seeded = [name for name, summary in summaries.items() if summary.get("needs_seed")]
     write_text(out / "comparison.csv", compared.to_csv(index=False))
     write_json(out / "comparison.json", {"methods": list(summaries), "needs_seed": seeded} | as_json(compared))

@@ -16,7 +16,7 @@ import pandas as pd
 import mtvlib.params
 from mtvlib import fingerprint
 from mtvlib.errors import InputError
-from mtvlib.files import write_text
+from mtvlib.files import read_table, write_text
 from mtvlib.params import Params
 
 _PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
@@ -165,7 +165,7 @@ class Study:
         return {"sites": sites, "synthetic": self.synthetic}
 
     def history(self, fold: int) -> pd.DataFrame:
-        return _read_table(self.fold_folder(fold) / "history.csv", f"2_train_fold, fold {fold}", dtype=None)
+        return _read_table(self.fold_folder(fold) / "history.csv", f"2_train_fold, fold {fold}")
 
     def basis(self, modules: Sequence[str], patients: Sequence[str]) -> str:
         """Hash of code and prepared images: what is made from the same basis with the same parameters is the same."""
@@ -187,11 +187,10 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def _read_table(path: Path, step: str, dtype: Any = "patient") -> pd.DataFrame:
+def _read_table(path: Path, step: str) -> pd.DataFrame:
     if not path.exists():
         raise _not_yet(path, step)
-    # Names like 007 are text.
-    return pd.read_csv(path, dtype={"patient": str, "site": str, "person": str} if dtype == "patient" else dtype)
+    return read_table(path)
 
 
 def _not_yet(path: Path, step: str) -> InputError:

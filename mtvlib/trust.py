@@ -19,7 +19,7 @@ from mtvlib.calibration import FULL, calibration, calibration_counts
 from mtvlib.cohort import SPLITS
 from mtvlib.errors import InputError
 from mtvlib.failures import FAILURE_COLUMNS, find_failures
-from mtvlib.files import sha256, write_text
+from mtvlib.files import read_table, sha256, write_text
 from mtvlib.froc import froc, froc_counts
 from mtvlib.intervals import Bootstrap
 from mtvlib.params import Params
@@ -28,7 +28,6 @@ from mtvlib.study import Study
 from mtvlib.triage import TRIAGE, triage
 from mtvlib.uncertainty import expected_dsc, lesion_auc, lesion_certainty, model_dsc, uncertainty
 
-_TEXT = {"patient": str, "person": str, "site": str}  # names like 007
 NO_MAPS = "no probabilities are known of these label maps"
 
 
@@ -82,10 +81,7 @@ def evaluate_trust(study: Study) -> dict[str, dict[str, Any]]:
     nothing. A partition whose predictions keep no probabilities has a reason instead. Raises `InputError` for a map
     that is damaged or not the one that was predicted.
     """
-    patients, found = (
-        pd.read_csv(study.results / f"{name}.csv", dtype=_TEXT, float_precision="round_trip")
-        for name in ("patients", "lesions")
-    )
+    patients, found = (read_table(study.results / f"{name}.csv") for name in ("patients", "lesions"))
     blocks: dict[str, dict[str, Any]] = {}
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
     for cohort, partition in SPLITS.items():
@@ -121,7 +117,7 @@ def read_tables(study: Study) -> dict[str, pd.DataFrame]:
     """The files of `TABLES` in a study's `results/`; empty where the study was evaluated without them."""
     paths = {name: study.results / f"{name}.csv" for name in TABLES}
     return {
-        name: pd.read_csv(path, dtype=_TEXT) if path.exists() else pd.DataFrame(columns=["partition", *TABLES[name]])
+        name: read_table(path) if path.exists() else pd.DataFrame(columns=["partition", *TABLES[name]])
         for name, path in paths.items()
     }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtvlib.errors import InputError, WorkError
-from mtvlib.files import atomic_path, sha256, write_json, write_text
+from mtvlib.files import atomic_path, read_table, sha256, write_json, write_text
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
@@ -71,3 +71,19 @@ def test_an_error_says_where_what_and_what_to_do():
         str(error) == "patient P7, file p7_pet.nii.gz: maximum is too high for SUV (found: 31000). Remedy: convert it."
     )
     assert error.exit_code == 2
+
+
+def test_a_table_keeps_names_as_text_and_only_empty_cells_are_missing(tmp_path):
+    write_text(tmp_path / "x.csv", "patient,site,dsc\n007,NA,0.1\nNA,,\n")
+    table = read_table(tmp_path / "x.csv")
+    assert table["patient"].tolist() == ["007", "NA"]
+    assert table["site"].tolist()[0] == "NA"
+    assert table["site"].isna().tolist() == [False, True]
+    assert table["dsc"].isna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n1,2,3\n", b"\xff\xfe\x00"])
+def test_a_damaged_table_is_named(tmp_path, content):
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.csv: is no readable table"):
+        read_table(tmp_path / "x.csv")

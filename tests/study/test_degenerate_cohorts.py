@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from mtvlib import comparators, dictionary, params, show, trust
-from mtvlib.evaluation import Case, add_to_summary, evaluate, read_patients
+from mtvlib.evaluation import Case, add_to_summary, evaluate
+from mtvlib.files import read_table
 from mtvlib.params import Params
 from mtvlib.study import Study
 from mtvlib.tables import table1_text
@@ -72,7 +73,7 @@ def write_study(folder, table, **how):
         for row in comparators.patient_rows(one.patient, one.suv, one.reference, MM, chosen)
     )  # fmt: skip
     beside = comparators.table(rows, table)
-    blocks = comparators.summary_blocks(beside, read_patients(study.results / "patients.csv"), chosen)
+    blocks = comparators.summary_blocks(beside, read_table(study.results / "patients.csv"), chosen)
     summary = add_to_summary(
         study.results, summary, {name: summary[name] | {"comparators": block} for name, block in blocks.items()}
     )
