@@ -145,7 +145,7 @@ def test_the_chapters_say_what_is_absent(chapters):
         assert "No external testing" in chapters[name], name
     assert "no survival analysis" in chapters["7_survival"]
     assert NO_OUTCOMES in chapters["7_survival"]
-    assert "fig-survival" not in chapters["7_survival"]
+    assert "fig-survival-cross" not in chapters["7_survival"]
     assert "no patient has a node metastasis" in chapters["4_delineation"]
     assert "telling the classes apart was not tested" in chapters["5_classification"]
     assert "nodes –" in chapters["8_cases"]
