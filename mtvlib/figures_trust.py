@@ -238,9 +238,14 @@ def froc_alt(curve: pd.DataFrame) -> str:
 
 
 def show_failed(study: Study, failures: pd.DataFrame, most: int) -> None:
-    """Display a plate of each failed patient in the order of `failed_patients`; of more than `most`, say how many."""
+    """Display a plate of every patient who failed altogether, and of at most so many who failed in one class.
+
+    In the order of `failed_patients`; of those who are not shown it is said how many they are.
+    """
     groups = failed_patients(failures)
-    for place, rows in enumerate(groups[:most], start=1):
+    altogether = sum(any(row["target"] == "all" for row in rows) for rows in groups)  # these come first
+    shown = groups[: altogether + most]
+    for place, rows in enumerate(shown, start=1):
         patient, words = rows[0]["patient"], failed_words(rows)
         of = f"Patient {patient} ({PARTITION_NAMES[rows[0]['partition']].lower()})"
         caption = (
@@ -248,5 +253,5 @@ def show_failed(study: Study, failures: pd.DataFrame, most: int) -> None:
         )
         alt = f"Transaxial CT and PET slices of patient {patient} with manual and CNN contours. {words}"
         show.show_picture(plate(cases.load_case(study, patient), PLATE_PX), f"fig-failed-{place}", caption, alt)
-    if len(groups) > most:
-        show.text(f"Not shown: {count(len(groups) - most, 'further patient')}.")
+    if len(groups) > len(shown):
+        show.text(f"Not shown: {count(len(groups) - len(shown), 'further patient')} who failed in one class.")

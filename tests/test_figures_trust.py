@@ -160,7 +160,7 @@ def test_what_is_not_known_is_said_with_its_reason(monkeypatch, block, said):
     assert notes == said
 
 
-def test_failed_patients_are_shown_up_to_a_number(monkeypatch):
+def test_whoever_failed_altogether_is_shown_and_others_up_to_a_number(monkeypatch):
     shown, said = [], []
     monkeypatch.setattr(figures_trust.cases, "load_case", lambda study, patient: patient)
     monkeypatch.setattr(figures_trust, "plate", lambda case, px: case.encode())
@@ -174,4 +174,7 @@ def test_failed_patients_are_shown_up_to_a_number(monkeypatch):
     figures_trust.show_failed(None, failures, 2)
     assert [(png, label) for png, label, _ in shown] == [(b"b", "fig-failed-1"), (b"c", "fig-failed-2")]
     assert shown[0][2].startswith("Patient b (cross-validation). Lymph node metastases: nothing was predicted.")
-    assert said == ["Not shown: 1 further patient."]
+    assert said == ["Not shown: 1 further patient who failed in one class."]
+    shown.clear()
+    figures_trust.show_failed(None, failures.assign(target="all"), 0)
+    assert [png for png, *_ in shown] == [b"b", b"c", b"a"]
