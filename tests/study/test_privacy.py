@@ -27,7 +27,8 @@ from tests import dicom_builder
 MARK = "Zzyzxqwvj"  # so long that no picture in base64 holds it by chance
 BIRTH, EXAMINED = "19500203", "20200102"
 SECRETS = re.compile(
-    rb"zzyzxqwvj|(?<!\d)(19500203|1950-02-03|20200102|2020-01-02)(?!\d)|1\.2\.826\.0\.1\.3680043\.8\.498\.", re.IGNORECASE
+    rb"zzyzxqwvj|(?<!\d)(19500203|1950-02-03|20200102|2020-01-02)(?!\d)|1\.2\.826\.0\.1\.3680043\.8\.498\.",
+    re.IGNORECASE,
 )
 PARAMS = {
     "name": "pet_alone",
