@@ -7,6 +7,7 @@ from lifelines import CoxPHFitter
 from lifelines.datasets import load_lung, load_rossi
 from lifelines.statistics import proportional_hazard_test
 from scipy.interpolate import CubicSpline
+from sksurv.datasets import load_veterans_lung_cancer
 
 from mtvlib import cox
 from mtvlib.errors import InputError
@@ -162,6 +163,38 @@ def test_zph_ovarian_against_R():  # noqa: N802
     model = cox.fit(covariates, OVARIAN["time"], OVARIAN["status"])
     test = cox.proportional_hazards(model, covariates, OVARIAN["time"], OVARIAN["status"])
     assert (*test.chi2.values(), test.global_chi2) == pytest.approx((0.698, 2.371, 3.633), abs=5e-4)
+
+
+def test_veteran_against_R():  # noqa: N802
+    """Therneau, Crowson, Atkinson, "Using time dependent covariates", survival 3: time-dependent effects in veteran.
+
+    > vfit <- coxph(Surv(time, status) ~ trt + prior + karno, veteran)
+               coef exp(coef)      z
+    trt    0.180197  1.197453  0.982
+    karno -0.033771  0.966793 -6.604
+    > cox.zph(vfit)
+            chisq df       p
+    trt     0.288  1 0.59125
+    prior   2.168  1 0.14087
+    karno  12.138  1 0.00049
+    GLOBAL 18.073  3 0.00042
+    """
+    patients, outcome = load_veterans_lung_cancer()
+    covariates = pd.DataFrame(
+        {
+            "trt": 1.0 + (patients["Treatment"] == "test"),
+            "prior": 10.0 * (patients["Prior_therapy"] == "yes"),
+            "karno": patients["Karnofsky_score"].astype(float),
+        }
+    )
+    days, died = outcome["Survival_in_days"], outcome["Status"]
+    model = cox.fit(covariates, days, died)
+    assert model.beta[[0, 2]] == pytest.approx([0.180197, -0.033771], abs=5e-7)
+    assert (model.beta / standard_errors(model))[[0, 2]] == pytest.approx([0.982, -6.604], abs=5e-4)
+    test = cox.proportional_hazards(model, covariates, days, died)
+    assert list(test.chi2.values()) == pytest.approx([0.288, 2.168, 12.138], abs=5e-4)
+    assert list(test.p.values()) == pytest.approx([0.59125, 0.14087, 0.00049], abs=6e-6)
+    assert test.global_chi2 == pytest.approx(18.073, abs=5e-4)
 
 
 def test_zph_is_near_lifelines_and_R_before_3():  # noqa: N802
