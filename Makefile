@@ -28,12 +28,12 @@ lint: $(READY)
 	$(BIN)/mypy mtvlib
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
-# Side by side with peers, which get an environment of their own; about half an hour. Close other programs before.
+# Side by side with peers, which get an environment of their own; about three quarters of an hour. Close other programs before.
 bench: $(READY) $(PEERS)
 	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.import_dicom
 	$(BIN)/python -m benchmarks.lesions
-	$(BIN)/python -m benchmarks.evaluate
+	$(BIN)/python -m benchmarks.evaluate --large
 	$(BIN)/python -m benchmarks.coverage
 
 $(PEERS): benchmarks/peers.txt

@@ -19,7 +19,7 @@ from mtvlib.describe import as_categories
 from mtvlib.inference import MODEL_FILE
 from mtvlib.network import Network, count_parameters
 from mtvlib.study import Study
-from mtvlib.tables import MISSING, PARTITION_NAMES, count, interval, number, thousands
+from mtvlib.tables import PARTITION_NAMES, count, interval, number, thousands, with_interval
 from mtvlib.training import network_config
 
 NAMES = {"age": "age", "sex": "sex", "tumour_site": "tumour site", "stage": "stage", "hpv": "HPV"}
@@ -107,8 +107,8 @@ def goal(evidence: Evidence) -> Answer | None:
 
 
 def intended_use(evidence: Evidence) -> Answer | None:
-    stated = [_about_model(evidence.study, fold).get("intended_use") for fold in range(evidence.study.params.folds)]
-    return Answer(f"{stated[0]}", ("tbl-models",)) if stated and stated[0] else None
+    stated = _about_model(evidence.study, 0).get("intended_use")
+    return Answer(stated, ("tbl-models",)) if stated else None
 
 
 def _about_model(study: Study, fold: int) -> dict[str, Any]:
@@ -130,15 +130,11 @@ def exclusions(evidence: Evidence) -> Answer | None:
 
 def preprocessing(evidence: Evidence) -> Answer | None:
     params = evidence.study.params
-    pet = "its own range" if params.pet_normalization == "minmax" else f"SUV {_range(params.pet_window_suv)}"
-    ct = f", CT from {_range(params.ct_window_hu)} HU" if "ct" in params.channels else ""
+    pet = "its own range" if params.pet_normalization == "minmax" else f"SUV {interval(params.pet_window_suv, 0)}"
+    ct = f", CT from {interval(params.ct_window_hu, 0)} HU" if "ct" in params.channels else ""
     size = " × ".join(map(str, params.crop_shape))
     text = f"{params.spacing_mm:g} mm voxels, {size} in plane, PET from {pet}{ct}."
     return Answer(text, ("tbl-parameters",))
-
-
-def _range(ends: tuple[float, float]) -> str:
-    return interval(ends, 0)
 
 
 def crops(evidence: Evidence) -> Answer | None:
@@ -229,9 +225,7 @@ def metrics(evidence: Evidence) -> Answer | None:
 
 def uncertainty(evidence: Evidence) -> Answer | None:
     n = evidence.study.params.bootstrap_resamples
-    return Answer(
-        f"95 % intervals from {n} resamples of patients and sites; tests corrected by Holm.", ("tbl-delineation",)
-    )
+    return Answer(f"95 % intervals from {n} resamples; methods and subgroups compared by Holm.", ("tbl-delineation",))
 
 
 def sensitivity(evidence: Evidence) -> Answer | None:
@@ -265,21 +259,14 @@ def _overlap(evidence: Evidence, partition: str) -> Answer | None:
     block = evidence.study.summary[partition]
     if not block["n_patients"] or block["delineation"]["all"]["cohort_dsc"] is None:
         return None
-    dsc = _with_interval(block["delineation"]["all"], "cohort_dsc", 3)
+    dsc = with_interval(block["delineation"]["all"], "cohort_dsc", 3)
     text = f"{count(block['n_patients'], 'patient')}, cohort DSC {dsc}."
     return Answer(text, ("tbl-delineation",))
 
 
-def _with_interval(block: dict[str, Any], key: str, digits: int, factor: float = 1.0) -> str:
-    value, ends = block.get(key), block.get(f"{key}_ci95")
-    if value is None:
-        return MISSING
-    return number(value * factor, digits) + (f" ({interval(ends, digits, factor)})" if ends else "")
-
-
 def performance(evidence: Evidence) -> Answer | None:
     found = [
-        f"{title.lower()} {_with_interval(block['delineation']['all'], 'cohort_dsc', 3)}"
+        f"{title.lower()} {with_interval(block['delineation']['all'], 'cohort_dsc', 3)}"
         for title, block in evidence.partitions()
     ]
     return Answer(f"Cohort DSC: {'; '.join(found)}.", ("tbl-delineation", "tbl-boundary", "tbl-ttb")) if found else None
@@ -287,8 +274,8 @@ def performance(evidence: Evidence) -> Answer | None:
 
 def detection(evidence: Evidence) -> Answer | None:
     found = [
-        f"{title.lower()} {_with_interval(block['lesions']['all'], 'tpr', 1, 100)} % found, "
-        f"{_with_interval(block['lesions']['all'], 'ppv', 1, 100)} % confirmed"
+        f"{title.lower()} {with_interval(block['lesions']['all'], 'tpr', 1, 100)} % found, "
+        f"{with_interval(block['lesions']['all'], 'ppv', 1, 100)} % confirmed"
         for title, block in evidence.partitions()
     ]
     return Answer(f"Lesions: {'; '.join(found)}.", ("tbl-lesions", "tbl-sensitivity", "fig-froc")) if found else None

@@ -43,7 +43,7 @@ def note_absent(study: Study) -> None:
 def reliability(bins: pd.DataFrame) -> go.Figure:
     """Observed share of lesion against its probability (above) and the volume of each bin (below), by partition.
 
-    `bins`: calibration.csv. Bars are 95 % intervals over patients; a point below the diagonal is overconfident.
+    `bins`: calibration.csv. Bars are 95 % intervals; a point below the diagonal is overconfident.
     """
     spacing = {"row_heights": [0.76, 0.24], "horizontal_spacing": 0.13, "vertical_spacing": 0.06}
     figure = base_figure(480, rows=2, columns=2, **spacing)

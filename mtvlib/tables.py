@@ -68,10 +68,11 @@ def interval(ends: Sequence[float] | None, digits: int, factor: float = 1.0) -> 
     return f"{low}{JOIN}to{JOIN}{high}" if "−" in low + high else f"{low}–{high}"
 
 
-def with_interval(block: Block, key: str, digits: int) -> str:
+def with_interval(block: Block, key: str, digits: int, factor: float = 1.0) -> str:
     """`0.95 (0.93–0.96)`: an estimate of summary.json and its 95 % interval, where there is one."""
-    ends = block.get(f"{key}_ci95")
-    return number(block.get(key), digits) + (f" ({interval(ends, digits)})" if ends else "")
+    value, ends = block.get(key), block.get(f"{key}_ci95")
+    shown = number(None if value is None else value * factor, digits)
+    return shown + (f" ({interval(ends, digits, factor)})" if ends else "")
 
 
 def count(n: int | None, noun: str) -> str:

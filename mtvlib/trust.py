@@ -16,12 +16,11 @@ import pandas as pd
 
 from mtvlib import lesions, volume
 from mtvlib.calibration import FULL, calibration, calibration_counts
-from mtvlib.cohort import SPLITS
+from mtvlib.cohort import SPLITS, bootstrap_of
 from mtvlib.errors import InputError
 from mtvlib.failures import FAILURE_COLUMNS, find_failures
 from mtvlib.files import read_table, sha256, write_text
 from mtvlib.froc import froc, froc_counts
-from mtvlib.intervals import Bootstrap
 from mtvlib.params import Params
 from mtvlib.prepare import load_patient
 from mtvlib.study import Study
@@ -205,8 +204,7 @@ def summarise(
 ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """The block of a partition and its `TABLES` from its rows of patients.csv, lesions.csv and the patients' counts."""
     own = [counts[patient] for patient in part["patient"]]
-    persons = part["person"].fillna(part["patient"]) if "person" in part else part["patient"]
-    bootstrap = Bootstrap.of_persons(params.bootstrap_resamples, params.seed, persons.astype(str).tolist())
+    bootstrap = bootstrap_of(part, params)
     patients = part.assign(
         expected_dsc=[one.expected_dsc for one in own],
         model_dsc=pd.Series([one.model_dsc for one in own], part.index, dtype=float),

@@ -486,11 +486,6 @@ def axial_crop(pet: sitk.Image, ct: sitk.Image | None, axial_mm: float) -> Axial
     return AxialCrop(max(low, top - axial_mm), top, ends, tuple(doubts))
 
 
-def head_top_mm(pet: sitk.Image, ct: sitk.Image | None) -> float:
-    """Upper end (LPS z, mm) of the head with a little air, at most that of the PET's field; see `axial_crop`."""
-    return axial_crop(pet, ct, 0.0).top_mm
-
-
 def _head_top(sections: BodySections, brain: Brain | None, field_top: float) -> tuple[float, list[str]]:
     by_body = min(field_top, sections.highest_mm(_HEAD_AREA_MM2, below_mm=field_top) + _SKULLCAP_MM)
     if brain is None:
