@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mtvlib import calibration
+from mtvlib.files import read_table
 from mtvlib.intervals import Bootstrap, wilson
 
 BOOTSTRAP = Bootstrap(200, 1)
@@ -105,3 +106,11 @@ def test_a_prediction_of_nothing_is_as_wrong_as_its_misses():
     block, _ = block_of(*[([[[0, 0, 0, 0, 0]]], [[[0, 0, 1, 0, 0]]])] * 3)
     assert (block["ece"], block["brier"], block["volume_ratio"]) == pytest.approx((0.2, 0.2, 0))
     assert (block["ece_of_suspected"], block["ece_of_suspected_reason"]) == (None, "no voxel has a probability of 0.1")
+
+
+def test_an_empty_bin_is_an_empty_field_of_the_table(tmp_path):
+    _, bins = block_of(([[[204, 204, 204, 204, 255]]], [[[1, 2, 1, 0, 1]]]))
+    bins.to_csv(tmp_path / "bins.csv", index=False)
+    read = read_table(tmp_path / "bins.csv")
+    assert np.isnan(read["probability"].astype(float)[0])
+    assert read["probability"].dtype == float  # not the text "nan"
