@@ -178,12 +178,12 @@ def table(found: list[dict], cores: int) -> list[str]:
     row("report's folder, largest page", [f"{one['report_mb']:.1f} MB, {one['page_mb']:.1f} MB" for one in found])
     row("the whole study", [f"{one['study_mb']:.0f} MB" for one in found])
     return [
-        f"Whole studies of small images ({' x '.join(map(str, SHAPE))} voxels of 5 mm), {cores} cores. Seconds of a step are",
-        "added up over the folds and chapters that are part of it (ms: a patient); MB is the largest process.",
+        f"Whole studies of small images ({' x '.join(map(str, SHAPE))} voxels of 5 mm), {cores} cores. Seconds of a",
+        "step are added up over the folds and chapters that are part of it (ms: a patient); MB is the largest process.",
         "",
         *lines,
         "",
-        "The graph's share is the time that a run takes which finds everything done (start, plan, hashes of the images).",
+        "The graph's share is the time of a run that finds everything done: start, plan, hashes of the images.",
         "",
         "Command: `python -m benchmarks.growth --patients " + " ".join(str(one["patients"]) for one in found) + "`.",
     ]

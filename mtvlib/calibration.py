@@ -68,9 +68,8 @@ def calibration(counts: np.ndarray, bootstrap: Bootstrap) -> tuple[dict[str, Any
     for number in range(BINS):
         observed = estimates.pop(f"observed_{number}")
         row = {"p_low": edges[number], "p_high": edges[number + 1], "volume_ml": sums[number, 0]}
-        rows.append(
-            row | {"probability": float(ratio(sums[number, 1], sums[number, 0]))} | interval_columns("observed", observed)
-        )
+        row["probability"] = float(ratio(sums[number, 1], sums[number, 0]))
+        rows.append(row | interval_columns("observed", observed))
     return all_entries(estimates), pd.DataFrame(rows)
 
 
