@@ -148,6 +148,7 @@ rule chapter:
         chapter="|".join(steps.CHAPTERS),
     params:
         code=lambda wildcards: steps.code_fingerprint(wildcards.chapter),
+        values=lambda wildcards: PARAMS.part(params.REPORT if wildcards.chapter == "8_cases" else ()),
     log:
         "logs/{chapter}.log",
     benchmark:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import ndimage
 
 from benchmarks.evaluate import blob
 from benchmarks.measure import run, write_table
@@ -76,9 +77,11 @@ def _make_patient(number: int, external: bool, folder: Path) -> dict[str, object
     x, y = np.ogrid[:32, :32]
     body = ((x - 15.5) / 13) ** 2 + ((y - 15.5) / 11) ** 2 < 1
     noise = random.standard_normal(SHAPE, np.float32)
+    # Enough structure of each patient's own that nobody is taken for another one's copy.
+    hills = np.abs(ndimage.zoom(random.standard_normal((2, *(side // 2 for side in SHAPE))), (1, 2, 2, 2), order=1))
     images = {
-        "pet": body[..., None] * np.maximum(0, 1 + 0.2 * noise + random.uniform(4, 12) * (reference > 0)),
-        "ct": np.where(body[..., None], 40 + 10 * noise, -1000),
+        "pet": body[..., None] * np.maximum(0, hills[0] + 0.2 * noise + random.uniform(4, 12) * (reference > 0)),
+        "ct": np.where(body[..., None], 200 * hills[1], -1000),
         "reference": reference,
     }
     for name, voxels in images.items():

@@ -9,17 +9,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from mtvlib import show, volume
+from mtvlib import case_viewer, show, volume
 from mtvlib.classes import TARGETS
 from mtvlib.errors import InputError
+from mtvlib.faces import without_face
+from mtvlib.files import read_table, write_text
 from mtvlib.lesions import remove_small_rois
 from mtvlib.prepare import AIR_HU, Prepared, load_patient
-from mtvlib.study import Study
+from mtvlib.study import VIEWER_INDEX, Study
 from mtvlib.tables import MISSING
-from mtvlib.viewer import ViewCase, plate, slice_viewer
+from mtvlib.viewer import ViewCase, crop_box, cut_to, plate
 from mtvlib.volume import Grid
 
 _PLACE = {"main": "Cross-validation", "external": "External testing"}
+GROUPS = ("delineated", "failed", "uncertain")
 SUCCEEDED_DSC = 0.7  # "acceptable for practical use" (paper, Fig. 1)
 PIXEL_MM = {"ct": 1.25, "pet": 2.5}  # finest pixels shown
 
@@ -30,35 +33,55 @@ class Choice:
 
     patient: str
     cohort: str  # main or external
-    group: str  # delineated or failed, like the paper's Figs. 3 and 4
+    group: str  # delineated or failed, like the paper's Figs. 3 and 4, or uncertain
     why: str
 
 
 # --- the choice
 
 
-def choose_cases(patients: pd.DataFrame, lesions: pd.DataFrame) -> list[Choice]:
-    """Up to eight patients of each cohort from patients.csv and lesions.csv; nobody twice, fewer where there are fewer.
+def choose_cases(
+    patients: pd.DataFrame, lesions: pd.DataFrame, uncertainty: pd.DataFrame | None = None
+) -> list[Choice]:
+    """Up to ten patients of each cohort from patients.csv, lesions.csv and uncertainty.csv; nobody twice.
 
     By rule, so that nobody picks the pictures. Like the paper's Fig. 3: the best, the median, the most nodes and the
     faintest lesion found, among patients with a DSC of at least 0.7. Like its Fig. 4: the largest volume called the
-    wrong class, spurious node, missed primary and missed node. Ties go to the first name.
+    wrong class, spurious node, missed primary and missed node, and the lowest DSC. And the one whose lesions the
+    network is least sure of, by the DSC that its own probabilities let expect. Ties go to the first name.
     """
-    chosen: list[Choice] = []
+    chosen: dict[str, Choice] = {}
+    expected = pd.Series(dtype=float) if uncertainty is None else uncertainty.set_index("patient")["expected_dsc"]
     for cohort in ("main", "external"):
         own = patients[patients["cohort"] == cohort].set_index("patient").sort_index()
-        taken: set[str] = set()
-        for group, why, score in _rules(own, lesions[lesions["patient"].isin(own.index)]):
-            left = score[~score.index.isin(taken)].dropna()
-            if len(left):
-                patient = str(left.index[int(left.argmin())])
-                taken.add(patient)
-                chosen.append(Choice(patient, cohort, group, why(patient)))
-    return sorted(chosen, key=lambda choice: (choice.group, choice.cohort != "main"))
+        rules = _rules(own, lesions[lesions["patient"].isin(own.index)], expected.reindex(own.index))
+        for rule in rules:
+            _choose(rule, cohort, chosen)
+    return sorted(chosen.values(), key=lambda choice: (GROUPS.index(choice.group), choice.cohort != "main"))
 
 
-def _rules(patients: pd.DataFrame, lesions: pd.DataFrame) -> list[tuple[str, Callable[[str], str], pd.Series]]:
-    """(group, words, what the rule makes smallest, by patient); a patient without a value is no candidate."""
+@dataclass(frozen=True)
+class _Rule:
+    group: str
+    why: Callable[[str], str]
+    score: pd.Series  # the smallest is chosen; a patient without a value is no candidate
+    extreme: bool = False  # nobody else will do: a patient who is shown already gets this reason as well
+
+
+def _choose(rule: _Rule, cohort: str, chosen: dict[str, Choice]) -> None:
+    """Add the rule's patient to those `chosen` already."""
+    score = rule.score.dropna()
+    left = score if rule.extreme else score[~score.index.isin(chosen)]
+    if not len(left):
+        return
+    patient = str(left.index[int(left.argmin())])
+    if patient in chosen:
+        chosen[patient] = replace(chosen[patient], why=f"{chosen[patient].why}; {rule.why(patient)}")
+    else:
+        chosen[patient] = Choice(patient, cohort, rule.group, rule.why(patient))
+
+
+def _rules(patients: pd.DataFrame, lesions: pd.DataFrame, expected_dsc: pd.Series) -> list[_Rule]:
     dsc, nodes = patients["dsc_all"], patients["n_nodes_man"]
     good = dsc >= SUCCEEDED_DSC
     wrong_ml = (patients["f_primary_voxels"] + patients["f_nodes_voxels"]) * patients["voxel_ml"]
@@ -68,19 +91,19 @@ def _rules(patients: pd.DataFrame, lesions: pd.DataFrame) -> list[tuple[str, Cal
     no_primary, no_node = _largest_ml(apart, "man", "primary"), _largest_ml(apart, "man", "nodes")
     found = lesions[(lesions["source"] == "man") & (lesions["outcome"] == "TP")]
     faintest = found.groupby("patient")["suv_max"].min()
+    median, lowest, sure = (dsc - dsc.median()).abs().round(9), dsc[~good], expected_dsc.astype(float)
+    faint = faintest[good[faintest.index]]
     return [
-        ("failed", lambda p: f"{wrong_ml[p]:.1f} ml called the wrong class", -wrong_ml[wrong_ml > 0]),
-        ("failed", lambda p: f"spurious node of {spurious[p]:.1f} ml", -spurious),
-        ("failed", lambda p: f"missed primary of {no_primary[p]:.1f} ml", -no_primary),
-        ("failed", lambda p: f"missed node of {no_node[p]:.1f} ml", -no_node),
-        ("delineated", lambda p: "best DSC of all lesions", -dsc[good]),
-        (
-            "delineated",
-            lambda p: f"DSC nearest to the median of all ({dsc.median():.2f})",
-            (dsc - dsc.median()).abs().round(9)[good],
-        ),
-        ("delineated", lambda p: f"most nodes ({nodes[p]:.0f})", -nodes[good & (nodes > 1)]),
-        ("delineated", lambda p: f"faintest lesion found (SUVmax {faintest[p]:.1f})", faintest[good[faintest.index]]),
+        _Rule("failed", lambda p: f"{wrong_ml[p]:.1f} ml called the wrong class", -wrong_ml[wrong_ml > 0]),
+        _Rule("failed", lambda p: f"spurious node of {spurious[p]:.1f} ml", -spurious),
+        _Rule("failed", lambda p: f"missed primary of {no_primary[p]:.1f} ml", -no_primary),
+        _Rule("failed", lambda p: f"missed node of {no_node[p]:.1f} ml", -no_node),
+        _Rule("failed", lambda p: f"lowest DSC of all lesions ({dsc[p]:.2f})", lowest, extreme=True),
+        _Rule("delineated", lambda p: f"best DSC of all lesions ({dsc[p]:.2f})", -dsc[good], extreme=True),
+        _Rule("delineated", lambda p: f"DSC nearest to the median of all ({dsc.median():.2f})", median[good]),
+        _Rule("delineated", lambda p: f"most nodes ({nodes[p]:.0f})", -nodes[good & (nodes > 1)]),
+        _Rule("delineated", lambda p: f"faintest lesion found (SUVmax {faintest[p]:.1f})", faint),
+        _Rule("uncertain", lambda p: f"most uncertain (expected DSC {expected_dsc[p]:.2f})", sure, extreme=True),
     ]
 
 
@@ -144,15 +167,60 @@ def finer(grid: Grid, pixel_mm: float) -> Grid:
     )
 
 
+def choices_of(study: Study) -> list[Choice]:
+    """`choose_cases` of a study's results; without uncertainty.csv nobody is the most uncertain."""
+    path = study.results / "uncertainty.csv"
+    return choose_cases(study.patients, study.lesions, read_table(path) if path.exists() else None)
+
+
+def show_viewer(study: Study, choices: Sequence[Choice]) -> None:
+    """Display the viewer of all chosen cases, whose files it writes into the study's folder `viewers`."""
+    listed = write_viewers(study, choices)
+    if not choices:
+        show.text("No patient of this study was evaluated.")
+        return
+    first = load_case(study, choices[0].patient)
+    picture = show.small_picture(plate(first), alt(choices[0]))
+    show.show_html(
+        case_viewer.viewer(listed, picture),
+        "fig-viewer",
+        "The chosen patients, slice by slice: CT, PET and their fusion in three planes, with manual (solid) and CNN "
+        "contours (dashed). Where no script runs, and in print, the slices of the first patient.",
+        alt(choices[0]),
+        png=plate(first),
+    )
+
+
+def write_viewers(study: Study, choices: Sequence[Choice]) -> list[case_viewer.Listed]:
+    """Write the viewer's file of each chosen case, and delete those of others; returns the picker's list."""
+    listed = []
+    for choice in choices:
+        case, face_removed = load_case(study, choice.patient), not (study.synthetic or study.params.show_faces)
+        box = crop_box(case)
+        case = cut_to(without_face(case) if face_removed else case, box)
+        lesions = study.lesions[study.lesions["patient"] == choice.patient].copy()
+        for axis, side in zip("xy", box, strict=True):
+            lesions[f"centroid_{axis}_voxel"] -= side.start
+        path = study.viewers / f"{choice.patient}.js"
+        write_text(path, case_viewer.case_script(case, lesions, face_removed=face_removed))
+        listed.append(case_viewer.Listed(choice.patient, choice.why, f"{study.viewers.name}/{path.name}"))
+    for path in set(study.viewers.glob("*.js")) - {study.folder / case.file for case in listed}:
+        path.unlink()
+    table = pd.DataFrame([vars(case) for case in listed], columns=["patient", "why", "file"])
+    write_text(study.viewers / VIEWER_INDEX, table.to_csv(index=False))
+    return listed
+
+
 def show_cases(study: Study, choices: Sequence[Choice], group: str) -> None:
-    """Display the patients of a group, each under its heading: a viewer for a page, with its plate for print."""
+    """Display the plates of a group's patients, each under its heading, with a way to the viewer."""
     for number, choice in enumerate(choices):
         if choice.group == group:
-            case = load_case(study, choice.patient)
             show.text(f"### {_PLACE[choice.cohort]}, patient {choice.patient}: {choice.why}")
-            show.show_html(
-                slice_viewer(case), f"fig-case-{number + 1}", caption(study, choice), alt(choice), png=plate(case)
+            picture = plate(load_case(study, choice.patient))
+            fragment = show.small_picture(picture, alt(choice)) + (
+                f'\n<p><a href="#fig-viewer" data-case="{choice.patient}">Open in the viewer</a></p>'
             )
+            show.show_html(fragment, f"fig-case-{number + 1}", caption(study, choice), alt(choice), png=picture)
     if all(choice.group != group for choice in choices):
         show.text("No patient of this study is such a case.")
 

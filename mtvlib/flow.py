@@ -20,7 +20,7 @@ from mtvlib.errors import InputError, MtvError, WorkError
 from mtvlib.files import read_table
 from mtvlib.prepare import OVERVIEW, RECORD
 from mtvlib.steps import die_with_parent, project_root
-from mtvlib.study import Study, check_folder
+from mtvlib.study import VIEWER_INDEX, Study, check_folder
 
 Show = Callable[[str], None]
 FULL_DISK_MB = 10
@@ -83,6 +83,10 @@ def forget_lost_files(study: Study) -> None:
     for index in [study.volumes / "prepared.csv", *predicted]:
         if index.exists() and not all(path.exists() for path in _named_files(study, index)):
             index.unlink()
+    cases = study.viewers / VIEWER_INDEX
+    files = read_table(cases, dtype=str)["file"] if cases.exists() else [VIEWER_INDEX]
+    if not all((study.folder / file).exists() for file in files):
+        (study.folder / "notebooks" / "8_cases.ipynb").unlink(missing_ok=True)
 
 
 def _named_files(study: Study, index: Path) -> Iterator[Path]:

@@ -144,6 +144,12 @@ class Params(BaseModel):
         0.05, description="largest loss of C or AUC that is tolerated; choice (5 points, as Kovacs et al. 2026)"
     )
 
+    # --- report
+    show_faces: bool = Field(
+        False,
+        description="viewers show real patients' faces, from which they could be known, not cut away; choice",
+    )
+
     @model_validator(mode="after")
     def _fits_together(self) -> Params:
         factor = 2 ** (len(self.filters) - 1)
@@ -204,6 +210,7 @@ TRAINING = (
 )
 STOPPING = ("epochs", "patience")
 SHARING = ("weights_licence",)
+REPORT = ("show_faces",)
 EVALUATION = (
     "min_roi_ml",
     "connectivity",

@@ -7,8 +7,11 @@ from a network, neither now nor when the report is read.
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -27,6 +30,7 @@ from mtvlib.study import Study
 
 WHERE_QUARTO = "install it (conda install -c conda-forge quarto, or https://quarto.org/docs/get-started) and try again"
 FACES = {"Lato-Regular", "Lato-Italic", "Lato-Semibold", "Lato-SemiboldItalic", "Lato-Bold", "Lato-BoldItalic"}
+PAGE_FILES = "report_files"  # what lies beside the one page
 HIDDEN = {"parameters", "injected-parameters"}
 FORMATS = {"html": "html", "pdf": "mtv-typst", "docx": "docx"}  # a report's form -> Quarto's format
 PAGES = ("index", "model", "methods", "checklist")  # from templates; the chapters stand behind the first
@@ -39,8 +43,8 @@ def render(folder: str | Path, to: str = "html", *, show: Show = print) -> Path:
     """Render the report of a study's folder to `html`, `pdf` or `docx`; returns the file to open.
 
     With Quarto: `report/html/index.html`, `report/<study>.pdf` by typst, or `report/<study>.docx`, whose tables can be
-    edited. Without: `report/report.html`, one page with the same chapters, and `show` says so; for the other forms that
-    is an `InputError`. A failing Quarto is a `WorkError`.
+    edited. Without: `report/report.html`, one page with the same chapters (`report_files` and `viewers` lie beside it),
+    and `show` says so; for the other forms that is an `InputError`. A failing Quarto is a `WorkError`.
     """
     study = Study.open(folder)
     if to not in FORMATS:
@@ -95,6 +99,7 @@ def build_book(study: Study, out: Path, to: str = "html") -> Path:
         write_text(out / name, fill(out / name, known))
     if to == "html":
         _copy_plotly(out)
+        _copy_viewers(study, out)
     elif to == "typst":
         _copy_fonts(out / "fonts")
     return out
@@ -160,8 +165,33 @@ def _write_page(study: Study) -> Path:
     page = report_page.write(
         {first: texts[first]}, chapters, {name: texts[name] for name in last}, template_folder() / "references.bib"
     )
-    write_text(path, fill(template_folder() / "page.html", known | page))
+    fresh = path.parent / f".{PAGE_FILES}"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    _copy_plotly(fresh)
+    text = _pictures_beside(fill(template_folder() / "page.html", known | page), fresh)
+    _copy_viewers(study, path.parent)
+    _replace_folder(fresh, path.parent / PAGE_FILES)
+    write_text(path, text)
     return path
+
+
+def _pictures_beside(page: str, folder: Path) -> str:
+    """The page with its pictures as files of `PAGE_FILES`, written to `folder`: what must be read at once is small."""
+
+    def put(match: re.Match[str]) -> str:
+        content = base64.b64decode(match["data"])
+        name = f"{hashlib.sha256(content).hexdigest()[:16]}.{match['kind']}"
+        (folder / name).write_bytes(content)
+        return f'src="{PAGE_FILES}/{name}"'
+
+    return re.sub(r'src="data:image/(?P<kind>png|webp|jpeg);base64,(?P<data>[A-Za-z0-9+/=]{4000,})"', put, page)
+
+
+def _replace_folder(fresh: Path, target: Path) -> None:
+    """The old folder goes only when the new one lies beside it."""
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
 
 
 def _run_quarto(quarto: str, book: Path, to: str) -> None:
@@ -181,12 +211,10 @@ def _keep(made: Path, study: Study, to: str) -> Path:
         with atomic_path(target / f"{study.params.name}.{to}") as temporary:
             shutil.copyfile(next(made.glob(f"*.{to}")), temporary)
         return target / f"{study.params.name}.{to}"
-    # The old report goes only when the new one lies beside it.
     fresh = target / ".html"
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.move(made, fresh)
-    shutil.rmtree(target / "html", ignore_errors=True)
-    fresh.rename(target / "html")
+    _replace_folder(fresh, target / "html")
     return target / "html" / "index.html"
 
 
@@ -198,6 +226,13 @@ def _copy_plotly(out: Path) -> None:
     import plotly
 
     shutil.copyfile(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", out / "plotly.min.js")
+
+
+def _copy_viewers(study: Study, out: Path) -> None:
+    """The files of the slice viewer, beside the page that reads them; those of an older report go."""
+    shutil.rmtree(out / study.viewers.name, ignore_errors=True)
+    if study.viewers.exists():
+        shutil.copytree(study.viewers, out / study.viewers.name)
 
 
 def _copy_fonts(out: Path) -> None:

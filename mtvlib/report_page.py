@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
-from plotly.offline import get_plotlyjs
 
 from mtvlib.show import METADATA_KEY
 
@@ -33,7 +32,7 @@ def write(
 ) -> dict[str, Any]:
     """What the template page.html takes, from the pages before and after the chapters.
 
-    `sections`, each with name, number, title and html; `references`; `plotly`.
+    `sections`, each with name, number, title and html; `references`.
     """
     parts: dict[str, list[Any]] = {name: [text] for name, text in before.items()}
     parts |= {name: list(_pieces(book)) for name, book in chapters.items()}
@@ -44,7 +43,7 @@ def write(
     page = Page(numbers, {key: place + 1 for place, key in enumerate(cited)})
     sections = [page.section(name, chapter, pieces) for chapter, (name, pieces) in enumerate(parts.items())]
     references = [(key, page.citations[key], entries[key]) for key in cited]
-    return {"sections": sections, "references": references, "plotly": get_plotlyjs()}
+    return {"sections": sections, "references": references}
 
 
 def _pieces(notebook: Notebook) -> Iterator[Any]:

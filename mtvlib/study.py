@@ -19,6 +19,7 @@ from mtvlib.errors import InputError
 from mtvlib.files import read_table, write_text
 from mtvlib.params import Params
 
+VIEWER_INDEX = "cases.csv"  # in the folder of the viewers' files: written last, names all of them
 _PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
 
 
@@ -85,6 +86,11 @@ class Study:
     @property
     def results(self) -> Path:
         return self.folder / "results"
+
+    @property
+    def viewers(self) -> Path:
+        """What the report's slice viewer reads, a file a case; the report takes it along."""
+        return self.folder / "viewers"
 
     @property
     def logs(self) -> Path:

@@ -7,13 +7,10 @@ is up. Arrays are (x, y, z) with x towards the patient's left, y towards the bac
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
-import json
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from importlib import resources
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +26,7 @@ if TYPE_CHECKING:
     import ipywidgets as widgets
 
 CT_WINDOW_HU = (-135.0, 215.0)  # soft tissue: level 40, width 350
-VIEWER_BYTES = 1_500_000  # sixteen cases make a page of at most 24 MB
+VIEWER_BYTES = 1_500_000  # of a case, whose file may have 2 MB
 PLATE_COLUMNS = 4
 SOURCES = {"man": "manual", "cnn": "CNN"}
 # The report's colours of the classes; the CNN's are lighter, and dashed.
@@ -141,16 +138,6 @@ def _corners(loop: Polygon) -> Polygon:
     return kept
 
 
-def svg_path(polygons: Sequence[Polygon]) -> str:
-    """Polygons of horizontal and vertical edges as the shortest SVG path."""
-    parts = []
-    for polygon in polygons:
-        parts.append(f"M{polygon[0][0]} {polygon[0][1]}")
-        parts += [f"h{x1 - x0}" if y0 == y1 else f"v{y1 - y0}" for (x0, y0), (x1, y1) in pairwise(polygon)]
-        parts.append("z")
-    return "".join(parts)
-
-
 def contours(case: ViewCase, z: int) -> Iterator[tuple[str, str, list[Polygon]]]:
     """(source, target, polygons) of a slice; manual first, so that the dashed CNN lies above."""
     for source, labels in case.masks().items():
@@ -169,8 +156,13 @@ def slice_dsc(case: ViewCase, z: int) -> dict[str, float | None]:
     return values
 
 
-def cropped(case: ViewCase, margin_mm: float = 8.0) -> ViewCase:
+def cropped(case: ViewCase) -> ViewCase:
     """The case without the air round the patient (and without the couch, where it lies apart)."""
+    return cut_to(case, crop_box(case))
+
+
+def crop_box(case: ViewCase, margin_mm: float = 8.0) -> tuple[slice, slice]:
+    """Voxels of the masks along x and y that hold the patient and all lesions, with a margin."""
     image, threshold = (case.pet, 0.2) if case.ct is None else (case.ct, -300.0)
     factor = image.shape[0] // case.reference.shape[0]
     body = image[factor // 2 :: factor, factor // 2 :: factor] > threshold
@@ -181,12 +173,16 @@ def cropped(case: ViewCase, margin_mm: float = 8.0) -> ViewCase:
         across |= case.any_lesion().any((1 - axis, 2))
         hit, margin = np.flatnonzero(across), math.ceil(margin_mm / case.spacing_mm[axis])
         n = case.reference.shape[axis]
-        sides.append((max(hit[0] - margin, 0), min(hit[-1] + 1 + margin, n)) if hit.size else (0, n))
+        sides.append(slice(max(hit[0] - margin, 0), min(hit[-1] + 1 + margin, n)) if hit.size else slice(0, n))
+    return sides[0], sides[1]
+
+
+def cut_to(case: ViewCase, box: tuple[slice, slice]) -> ViewCase:
+    """The part of the case in a box of the masks' voxels."""
 
     def cut(array: np.ndarray) -> np.ndarray:
         k = array.shape[0] // case.reference.shape[0]
-        (x0, x1), (y0, y1) = sides
-        return array[k * x0 : k * x1, k * y0 : k * y1]
+        return array[tuple(slice(k * side.start, k * side.stop) for side in box)]
 
     ct = None if case.ct is None else cut(case.ct)
     return replace(case, pet=cut(case.pet), ct=ct, reference=cut(case.reference), prediction=cut(case.prediction))
@@ -205,43 +201,10 @@ def best_slice(case: ViewCase) -> int:
     return int(area.argmax()) if area.any() else case.slices // 2
 
 
-# --- interactive: one piece of HTML that needs no kernel and no network
+# --- images for a page
 
 
-def slice_viewer(case: ViewCase) -> str:
-    """A viewer of all slices as self-contained HTML, at most about `VIEWER_BYTES`: images as JPEG, contours as SVG."""
-    case = cropped(case)
-    data = _viewer_data(case) | _sheets(case)
-    template = (resources.files("mtvlib") / "data" / "viewer.html").read_text(encoding="utf-8")
-    # "<\/" keeps the HTML parser from seeing an end of the script in a title.
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
-    return template.replace("{{id}}", hashlib.sha256(text.encode()).hexdigest()[:12]).replace("{{data}}", text)
-
-
-def _viewer_data(case: ViewCase) -> dict[str, Any]:
-    paths: dict[str, list[str]] = {f"{source} {target}": [""] * case.slices for source, target in COLOURS}
-    for z in range(case.slices):
-        for source, target, polygons in contours(case, z):
-            paths[f"{source} {target}"][z] = svg_path(polygons)
-    width, height, depth = case.reference.shape
-    return {
-        "patient": case.patient,
-        "voxels": [width, height, depth],
-        "spacing": list(case.spacing_mm),
-        "start": best_slice(case),
-        "suv": suv_limit(case),
-        "ctWindow": list(CT_WINDOW_HU),
-        "colours": {" ".join(key): colour for key, colour in COLOURS.items()},
-        "paths": paths,
-        "dsc": [[_rounded(value) for value in slice_dsc(case, z).values()] for z in range(case.slices)],
-    }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
-
-
-def _sheets(case: ViewCase) -> dict[str, Any]:
+def image_sheets(case: ViewCase) -> dict[str, Any]:
     """Sheets of all slices. PET is stored as the root of SUV, so that 8 bits resolve low uptake in any window."""
     most = max(float(case.pet.max()), 1.0)
     images = {"pet": np.sqrt(np.clip(case.pet / most, 0, 1))}

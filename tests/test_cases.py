@@ -49,14 +49,14 @@ LESIONS = pd.DataFrame(
 def test_every_rule_finds_its_patient():
     chosen = {choice.patient: (choice.group, choice.why) for choice in cases.choose_cases(PATIENTS, LESIONS)}
     assert chosen == {
-        "best": ("delineated", "best DSC of all lesions"),
+        "best": ("delineated", "best DSC of all lesions (0.95)"),
         "average": ("delineated", "DSC nearest to the median of all (0.78)"),
         "many": ("delineated", "most nodes (4)"),
         "faint": ("delineated", "faintest lesion found (SUVmax 3.1)"),
-        "outside": ("delineated", "best DSC of all lesions"),
+        "outside": ("delineated", "best DSC of all lesions (0.88)"),
         "swapped": ("failed", "3.0 ml called the wrong class"),
         "spurious": ("failed", "spurious node of 2.0 ml"),
-        "no_primary": ("failed", "missed primary of 4.0 ml"),
+        "no_primary": ("failed", "missed primary of 4.0 ml; lowest DSC of all lesions (0.10)"),
         "no_node": ("failed", "missed node of 3.0 ml"),
     }
 
@@ -84,7 +84,18 @@ def test_columns_are_those_that_the_evaluation_writes():
     labels[1:3, 1:3, 1:3] = 2
     found = find_lesions(np.zeros_like(labels), labels, np.ones(labels.shape, np.float32), (5.0, 5.0, 5.0))
     chosen = cases.choose_cases(pd.DataFrame([patient("p", 0.0)]), pd.DataFrame(found).assign(patient="p"))
-    assert [choice.why for choice in chosen] == ["spurious node of 1.0 ml"]
+    assert [choice.why for choice in chosen] == ["spurious node of 1.0 ml; lowest DSC of all lesions (0.00)"]
+
+
+def test_the_most_uncertain_patient_is_shown_once_also_if_another_rule_found_it():
+    table = pd.DataFrame({"patient": ["best", "average", "outside"], "expected_dsc": [0.9, 0.4, 0.7]})
+    chosen = {choice.patient: choice for choice in cases.choose_cases(PATIENTS, LESIONS, table)}
+    assert chosen["average"].why == "DSC nearest to the median of all (0.78); most uncertain (expected DSC 0.40)"
+    assert [name for name, choice in chosen.items() if "uncertain" in choice.why] == ["average", "outside"]
+    only = pd.concat([PATIENTS, pd.DataFrame([patient("doubtful", 0.86)])])
+    table = pd.DataFrame({"patient": ["best", "doubtful"], "expected_dsc": [0.9, 0.2]})
+    last = cases.choose_cases(only, LESIONS, table)[-1]
+    assert (last.patient, last.group, last.why) == ("doubtful", "uncertain", "most uncertain (expected DSC 0.20)")
 
 
 @pytest.mark.parametrize(("spacing_mm", "factor"), [(2.5, 2), (5.0, 4), (1.0, 1)])

@@ -50,6 +50,7 @@ def test_every_parameter_belongs_to_one_step():
         room.TRAINING,
         room.STOPPING,
         room.SHARING,
+        room.REPORT,
         room.EVALUATION,
     ]
     names = [name for part in parts for name in part]

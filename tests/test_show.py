@@ -1,6 +1,7 @@
 """What a notebook's output holds, and what Quarto is given of it."""
 
 import base64
+import io
 import json
 import re
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import nbformat
 import plotly.graph_objects as go
 import pytest
+from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from mtvlib import figures, show
@@ -144,9 +146,13 @@ def test_word_gets_pictures_and_tables_that_can_be_edited(chapter):
 
 
 def test_a_picture_reaches_page_and_pdf_with_its_alternative_text(shown):
-    show.show_picture(PNG, "fig-crop", "A *picture*.", ALT)
+    buffer = io.BytesIO()
+    Image.new("RGB", (2400, 600), "red").save(buffer, "PNG")
+    show.show_picture(buffer.getvalue(), "fig-crop", "A *picture*.", ALT)
     ((data, metadata),) = shown
-    assert base64.b64decode(data["image/png"]) == PNG
+    assert base64.b64decode(data["image/png"]) == buffer.getvalue()
+    small = re.search(r"data:image/webp;base64,([^\"]+)", data["text/html"]).group(1)
+    assert Image.open(io.BytesIO(base64.b64decode(small))).size == (1200, 300)
     assert 'alt="Two points, &quot;low&quot; &amp; &lt;high&gt;."' in data["text/html"]
     assert "<em>picture</em>" in data["text/html"]
     assert metadata[show.METADATA_KEY] == {"label": "fig-crop", "caption": "A *picture*.", "alt": ALT}

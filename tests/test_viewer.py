@@ -1,9 +1,6 @@
 """Pictures and contours: values drawn on paper, orientation by a marker, and what a page may not do."""
 
-import base64
 import io
-import json
-import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -35,21 +32,11 @@ def case(size: int = 24, factor: int = 1, **changes) -> ViewCase:
     return replace(ViewCase("p1", pet, reference, prediction, (5.0, 5.0, 6.0), ct), **changes)
 
 
-def viewer_data(html: str) -> dict:
-    return json.loads(re.search(r"const data = (\{.*\});\n", html).group(1).replace("<\\/", "</"))
-
-
-def stored(html: str, kind: str) -> np.ndarray:
-    sheet = viewer_data(html)["sheets"][kind]
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet["jpeg"]))))
-
-
 # --- contours
 
 
-def test_path_of_a_2_by_2_mask():
+def test_outline_of_a_2_by_2_mask():
     assert viewer.outline(plane("....", ".##.", ".##.")) == [[(1, 1), (3, 1), (3, 3), (1, 3)]]
-    assert viewer.svg_path([[(1, 1), (3, 1), (3, 3), (1, 3)]]) == "M1 1h2v2h-2z"
 
 
 def test_a_hole_and_voxels_that_touch_at_a_corner_are_polygons_of_their_own():
@@ -86,22 +73,13 @@ def test_the_patients_left_front_is_the_pictures_right_upper_corner():
     assert np.argwhere(picture == 255).tolist() == [[0, 4]]  # first row, last column
 
 
-def test_viewer_and_plate_show_the_marker_there_too():
+def test_the_plate_shows_the_marker_there_too():
     marker = case(ct=None)
     marker.pet[:] = 0.5
     marker.pet[20:24, 0:4, :] = 9  # left and anterior
-    sheet = stored(viewer.slice_viewer(marker), "pet")[:24, :24]
-    assert sheet[1, 22] > 200
-    assert sheet[22, 1] < 100
     panel = np.asarray(Image.open(io.BytesIO(viewer.plate(marker, panel_px=240))).convert("L"))[:240, :240]
     assert panel[20, 215] < 60  # PET is inverted: hot is dark
     assert panel[220, 60] > 200
-
-
-def test_slices_rise_towards_the_head():
-    paths = viewer_data(viewer.slice_viewer(case()))["paths"]
-    assert [z for z, path in enumerate(paths["man primary"]) if path] == [2, 3, 4]
-    assert [z for z, path in enumerate(paths["man nodes"]) if path] == [6]
 
 
 # --- numbers
@@ -141,39 +119,7 @@ def test_air_round_the_patient_is_cut_but_no_lesion():
     assert (viewer.cropped(replace(wide, ct=elsewhere)).reference > 0).sum() == (wide.reference > 0).sum()
 
 
-def test_pet_is_stored_so_that_low_uptake_keeps_its_shades():
-    low = case(ct=None)
-    low.pet[:] = 1.0
-    low.pet[12, 12, 0] = 25.0
-    html = viewer.slice_viewer(low)
-    assert viewer_data(html)["suvMost"] == 25
-    shade = np.median(stored(html, "pet")[:8, :8])
-    assert 25 * (shade / 255) ** 2 == pytest.approx(1.0, abs=0.03)
-
-
-# --- the page
-
-
-def test_the_viewer_is_self_contained():
-    html = viewer.slice_viewer(case(patient="</script><b>"))
-    assert not re.search(r"(https?:)?//[a-z]", html.replace("http://www.w3.org/2000/svg", ""))
-    assert not re.search(r"<(link|img|iframe)\b|fetch\(|import ", html)
-    assert html.count("</script>") == 1  # a name cannot end the script
-    assert viewer.slice_viewer(case()) == viewer.slice_viewer(case())
-
-
-def test_a_case_of_the_papers_size_keeps_the_weight():
-    shape = (128, 128, 133)
-    rng = np.random.default_rng(0)
-    masks = np.zeros(shape, np.uint8)
-    ct = rng.normal(40, 60, (256, 256, 133)).astype(np.float32)  # noise is the worst that JPEG can get
-    pet = rng.gamma(2, 1, shape).astype(np.float32)
-    html = viewer.slice_viewer(ViewCase("big", pet, masks, masks, (2.5, 2.5, 2.5), ct))
-    assert len(html) < viewer.VIEWER_BYTES <= 2_000_000
-
-
 def test_pet_alone_has_one_panel():
-    assert list(viewer_data(viewer.slice_viewer(case(ct=None)))["sheets"]) == ["pet"]
     three = case()
     three.reference[2:4, 2:4, 0] = NODES  # a third slice: now the PET lies below the CT
     both, alone = (Image.open(io.BytesIO(viewer.plate(one))) for one in (three, replace(three, ct=None)))
