@@ -20,7 +20,7 @@ report: $(READY)
 	$(BIN)/mtv report studies/demo
 
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks/explore.ipynb
 
 lint: $(READY)
 	$(BIN)/ruff check .
