@@ -14,10 +14,12 @@ from mtvlib.steps import notebook_of, step_names
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+ROOMS = {"explore", "review"}  # for people, no steps of the study
 SOURCE = re.compile(r"#.+; (Paper|choice|MXNet)")
 LONGEST_CELL = 30
 
 every_notebook = pytest.mark.parametrize("name", NAMES)
+every_step = pytest.mark.parametrize("name", sorted(set(NAMES) - ROOMS))
 
 
 def read(name):
@@ -46,7 +48,7 @@ def own_parameters(notebook):
 
 
 def test_there_is_one_for_every_step():
-    assert {notebook_of(step)[0] for step in step_names(5)} - {"evaluation", "manifest"} == set(NAMES)
+    assert {notebook_of(step)[0] for step in step_names(5)} - {"evaluation", "manifest"} == set(NAMES) - ROOMS
 
 
 @every_notebook
@@ -64,7 +66,7 @@ def test_it_opens_with_its_title_and_then_its_parameters(name):
     assert first.metadata.tags == ["parameters"]
 
 
-@every_notebook
+@every_step
 def test_parameters_are_those_of_the_study_with_the_papers_values(name):
     notebook = read(name)
     defaults = Params().model_dump(mode="json") | own_parameters(notebook)
@@ -122,3 +124,15 @@ def test_every_label_of_the_report_is_given_once(project):
     labels = re.findall(r'"((?:tbl|fig)-[\w-]+)"', code) + re.findall(r"\{#((?:tbl|fig)-[\w-]+)\}", pages)
     assert len(labels) > 40
     assert sorted(label for label in set(labels) if labels.count(label) > 1) == []
+
+
+@pytest.mark.parametrize("name", sorted(ROOMS))
+def test_a_room_opens_with_a_message_where_there_is_no_study(name, tmp_path):
+    import papermill
+
+    done = papermill.execute_notebook(
+        FOLDER / f"{name}.ipynb", tmp_path / "out.ipynb", {"folder": str(tmp_path / "nowhere")}, progress_bar=False
+    )
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
+    assert not [output for output in outputs if output.output_type in ("error", "stream")]
