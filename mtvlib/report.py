@@ -15,7 +15,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,16 @@ import jinja2
 from mtvlib import report_page, steps
 from mtvlib.errors import InputError, WorkError
 from mtvlib.files import atomic_path, write_text
+from mtvlib.report_pictures import summary_pictures, write_picture
 from mtvlib.report_text import context
-from mtvlib.show import for_quarto
+from mtvlib.show import METADATA_KEY, for_quarto
 from mtvlib.study import Study
 
 WHERE_QUARTO = "install it (conda install -c conda-forge quarto, or https://quarto.org/docs/get-started) and try again"
 FACES = {"Lato-Regular", "Lato-Italic", "Lato-Semibold", "Lato-SemiboldItalic", "Lato-Bold", "Lato-BoldItalic"}
 PAGE_FILES = "report_files"  # what lies beside the one page
+PICTURES, NOTEBOOKS = "pictures", "notebooks"  # folders of the book
+TRAINING = "2_training"  # the chapter of all folds
 HIDDEN = {"parameters", "injected-parameters"}
 FORMATS = {"html": "html", "pdf": "mtv-typst", "docx": "docx"}  # a report's form -> Quarto's format
 PAGES = ("index", "model", "methods", "checklist")  # from templates; the chapters stand behind the first
@@ -88,11 +92,15 @@ def build_book(study: Study, out: Path, to: str = "html") -> Path:
     """Write the sources of the book (`to` html, typst or docx) into `out`: template, chapters and `PAGES`."""
     shutil.copytree(template_folder(), out, ignore=shutil.ignore_patterns("page.html"))
     chapters = dict(read_chapters(study))
+    pictures = summary_pictures(chapters, PICTURES, "webp" if to == "html" else "png")
+    for picture in pictures:
+        write_picture(picture, out)
     for name, notebook in chapters.items():
         ready = for_quarto(_one_output_a_cell(notebook), to)
         write_text(out / f"{name}.ipynb", json.dumps(ready, ensure_ascii=False))
     known = context(study, chapters) | {
         "chapters": [f"{name}.ipynb" for name in chapters],
+        "pictures": pictures,
         "references": "" if to == "typst" else REFERENCES,  # typst sets them at the end by itself
     }
     for name in ("_quarto.yml", *(f"{page}.qmd" for page in PAGES)):
@@ -100,6 +108,7 @@ def build_book(study: Study, out: Path, to: str = "html") -> Path:
     if to == "html":
         _copy_plotly(out)
         _copy_viewers(study, out)
+        _copy_notebooks(chapters, out / NOTEBOOKS)
     elif to == "typst":
         _copy_fonts(out / "fonts")
     return out
@@ -118,15 +127,25 @@ def read_chapters(study: Study) -> Iterator[tuple[str, dict[str, Any]]]:
     folds = [name for name in names if name.startswith(steps.TRAIN_FOLD)]
     for name in names:
         if name not in folds:
-            yield name, _read_notebook(folder / f"{name}.ipynb")
+            yield name, _with_source(_read_notebook(folder / f"{name}.ipynb"), source_of(name))
         elif name == folds[0]:
-            yield "2_training", _join({fold: _read_notebook(folder / f"{fold}.ipynb") for fold in folds})
+            joined = _join({fold: _read_notebook(folder / f"{fold}.ipynb") for fold in folds})
+            yield TRAINING, _with_source(joined, source_of(TRAINING))
 
 
 def _read_notebook(path: Path) -> dict[str, Any]:
     """An executed notebook without its cells of parameters, which the methods list."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     notebook["cells"] = [cell for cell in notebook["cells"] if not HIDDEN & set(cell["metadata"].get("tags", []))]
+    return notebook
+
+
+def _with_source(notebook: dict[str, Any], source: str) -> dict[str, Any]:
+    """The notebook, each of whose figures and tables knows what made it."""
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            if METADATA_KEY in output.get("metadata", {}):
+                output["metadata"][METADATA_KEY]["source"] = source
     return notebook
 
 
@@ -158,7 +177,8 @@ def _one_output_a_cell(notebook: dict[str, Any]) -> dict[str, Any]:
 
 def _write_page(study: Study) -> Path:
     chapters = dict(read_chapters(study))
-    known = context(study, chapters)
+    pictures = summary_pictures(chapters, PAGE_FILES, "webp")
+    known = context(study, chapters) | {"pictures": pictures}
     texts = {name: fill(template_folder() / f"{name}.qmd", known | {"references": ""}) for name in PAGES}
     path = study.folder / "report" / "report.html"
     first, *last = PAGES
@@ -169,6 +189,9 @@ def _write_page(study: Study) -> Path:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     _copy_plotly(fresh)
+    for picture in pictures:
+        write_picture(replace(picture, path=Path(picture.path).name), fresh)
+    _copy_notebooks(chapters, fresh / NOTEBOOKS)
     text = _pictures_beside(fill(template_folder() / "page.html", known | page), fresh)
     _copy_viewers(study, path.parent)
     _replace_folder(fresh, path.parent / PAGE_FILES)
@@ -233,6 +256,18 @@ def _copy_viewers(study: Study, out: Path) -> None:
     shutil.rmtree(out / study.viewers.name, ignore_errors=True)
     if study.viewers.exists():
         shutil.copytree(study.viewers, out / study.viewers.name)
+
+
+def _copy_notebooks(chapters: Iterable[str], out: Path) -> None:
+    """The notebooks that made the chapters, as they are kept: code without outputs."""
+    out.mkdir(parents=True, exist_ok=True)
+    for chapter in chapters:
+        shutil.copyfile(steps.project_root() / "notebooks" / source_of(chapter), out / source_of(chapter))
+
+
+def source_of(chapter: str) -> str:
+    """File name of the notebook that made a chapter."""
+    return f"{steps.TRAIN_FOLD if chapter == TRAINING else chapter}.ipynb"
 
 
 def _copy_fonts(out: Path) -> None:

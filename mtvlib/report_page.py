@@ -20,6 +20,7 @@ KINDS = {"fig": "Figure", "tbl": "Table"}
 TABLE_CAPTION = re.compile(r"((?:^\|[^\n]*\n)+)\n: (.+?) \{#(tbl-[\w-]+)\}", re.MULTILINE | re.DOTALL)
 CALLOUT = re.compile(r"^::: \{\.callout-(\w+) title=\"([^\"]*)\"\}\n(.*?)^:::$", re.MULTILINE | re.DOTALL)
 ATTRIBUTES = re.compile(r"^(#+ .*?)\s*\{[^}\n]*\}$", re.MULTILINE)
+FIGURE = re.compile(r'^!\[(.+?)\]\(([^)\n]+)\)\{#(fig-[\w-]+) fig-alt="([^"]*)"\}$', re.MULTILINE | re.DOTALL)
 CITATION, REFERENCE = re.compile(r"\[@([\w]+)\]"), re.compile(r"@((?:fig|tbl)-[\w-]+)")
 
 MATH = re.compile(r"\$([^$\n]+)\$")
@@ -72,7 +73,8 @@ def number_labels(parts: Mapping[str, list[Any]]) -> dict[str, str]:
 
 def _labels(piece: Any) -> list[str]:
     if isinstance(piece, str):
-        return [label for _, _, label in TABLE_CAPTION.findall(piece)]
+        tables = [label for _, _, label in TABLE_CAPTION.findall(piece)]
+        return tables + [label for _, _, label, _ in FIGURE.findall(piece)]
     about = piece.get("metadata", {}).get(METADATA_KEY)
     return [about["label"]] if about else []
 
@@ -92,7 +94,7 @@ class Page:
 
     def markdown(self, text: str) -> str:
         text = CALLOUT.sub(r'<div class="callout \1">\n\n**\2**\n\n\3\n</div>', ATTRIBUTES.sub(r"\1", text))
-        text = TABLE_CAPTION.sub(self._table, text)
+        text = FIGURE.sub(self._figure, TABLE_CAPTION.sub(self._table, text))
         text = MATH.sub(_plain_math, CITATION.sub(self._citation, text))
         return markdown2html_mistune(REFERENCE.sub(self._reference, text))
 
@@ -100,6 +102,11 @@ class Page:
         rows, caption, label = match.groups()
         caption = self._inline(" ".join(caption.split()))
         return f'<p class="caption" id="{label}">{self.numbers[label]}: {caption}</p>\n\n{rows}'
+
+    def _figure(self, match: re.Match[str]) -> str:
+        caption, path, label, alt = match.groups()
+        words = f"{self.numbers[label]}: {self._inline(' '.join(caption.split()))}"
+        return f'<figure id="{label}"><img src="{path}" alt="{alt}"><figcaption>{words}</figcaption></figure>'
 
     def _citation(self, match: re.Match[str]) -> str:
         key = match.group(1)
@@ -118,7 +125,9 @@ class Page:
             return self._plain_output(data)
         shown = re.sub(r'<div class="mtv-caption">.*?</div>', "", _joined(data["text/html"]), flags=re.DOTALL)
         label = about["label"]
-        caption = f"<figcaption>{self.numbers[label]}: {self._inline(about['caption'])}</figcaption>"
+        made_by = f' <a class="made-by" href="report_files/notebooks/{about["source"]}">Notebook</a>'
+        words = self._inline(about["caption"]) + (made_by if about.get("source") else "")
+        caption = f"<figcaption>{self.numbers[label]}: {words}</figcaption>"
         parts = [shown, caption] if label.startswith("fig-") else [caption, shown]
         return f'<figure id="{label}">{"".join(parts)}</figure>'
 

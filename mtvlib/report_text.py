@@ -41,6 +41,7 @@ CHAPTERS = {  # chapter -> its name and the question that it answers
     "7_survival": ("Survival", "does the automatic volume carry the same prognosis?"),
     "8_cases": ("Patients slice by slice", "what does it look like?"),
     "9_trust": ("Trust", "when can the network be believed, and why did it fail?"),
+    "10_corrections": ("Corrections", "what does a physician's correction change, and what does it take?"),
 }
 
 
@@ -63,6 +64,7 @@ def context(study: Study, chapters: Mapping[str, dict[str, Any]]) -> dict[str, A
         "one_class_only": one_class_only,
         "glance": glance(summary, study.paper),
         "warnings": warnings(study, manifest),
+        "uncomputed": uncomputed(study),
         "contents": [CHAPTERS[name] for name in chapters if name in CHAPTERS],
         "parameters": parameters,
         "different": [row["name"] for row in parameters if row["different"]],
@@ -135,13 +137,17 @@ def warnings(study: Study, manifest: dict[str, Any]) -> list[str]:
                 f"The {scans} of {title.lower()} are of {persons}. The bootstrap draws persons; survival analysis and "
                 "shares of patients take scans as independent: their intervals are too narrow, p values too small."
             )
-        found += [f"{', '.join([title, *where])} not computable: {why}." for where, why in _uncomputed(block)]
+        found += [_words(title, where, why) for where, why in _uncomputed(block) if _is_headline(where)]
         if block.get("n_patients") and one_class_only(block["classification"]):
             found.append(f"{title}, classification: {ONE_CLASS}.")
     cut = study.lesions.loc[study.lesions["touches_border"].astype(bool), "patient"].nunique()
     if cut:
         found.append(
             f"In {count(cut, 'patient')} a lesion touches the border of the field, so that part of it may be missing."
+        )
+    if others := uncomputed(study):
+        found.append(
+            f"{count(len(others), 'further value')} could not be computed: the methods list them with the reason."
         )
     if not manifest:
         found.append("The study has no manifest yet: versions and commit are not known.")
@@ -150,6 +156,26 @@ def warnings(study: Study, manifest: dict[str, Any]) -> list[str]:
     return found
 
 
+def uncomputed(study: Study) -> list[str]:
+    """What else could not be computed, beside the values of the summary, and why."""
+    return [
+        _words(title, where, why)
+        for key, title in PARTITIONS.items()
+        for where, why in _uncomputed(study.summary[key])
+        if not _is_headline(where)
+    ]
+
+
+def _words(title: str, where: tuple[str, ...], why: str) -> str:
+    return f"{', '.join([title, *where])} not computable: {why}."
+
+
+def _is_headline(where: tuple[str, ...]) -> bool:
+    """Whether it is a value that the summary gives, or a whole block: `survival`, or `survival, CNN, hazard ratio`."""
+    return len(where) < 2 or (len(where) < 4 and where[1] in _HEADLINES)
+
+
+_HEADLINES = {"primary tumour", "lymph node metastases", "both together", "manual delineation", "CNN"}
 IN_WORDS = {
     "primary": "primary tumour",
     "nodes": "lymph node metastases",

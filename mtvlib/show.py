@@ -176,7 +176,7 @@ def for_quarto(notebook: dict[str, Any], to: str) -> dict[str, Any]:
         for output in cell.get("outputs", []):
             about = output.get("metadata", {}).pop(METADATA_KEY, None)
             if about:
-                cell["source"] = _options(about) + _joined(cell["source"])
+                cell["source"] = _options(about, to) + _joined(cell["source"])
             if "data" in output:
                 output["data"] = _for_format(output["data"], about or {}, to)
     return {**notebook, "cells": cells}
@@ -195,10 +195,13 @@ def _one_output_each(cell: dict[str, Any]) -> list[dict[str, Any]]:
     return [first, *rest]
 
 
-def _options(about: dict[str, Any]) -> str:
+def _options(about: dict[str, Any], to: str) -> str:
     """Quarto's cell options, which it reads from comments at the head of a cell; JSON strings are YAML strings."""
     kind = about["label"].split("-")[0]
-    options = {"label": about["label"], f"{kind}-cap": about["caption"]}
+    caption = about["caption"]
+    if to == "html" and about.get("source"):  # print has no files beside it
+        caption += f" [Notebook](notebooks/{about['source']}){{.made-by}}"
+    options = {"label": about["label"], f"{kind}-cap": caption}
     if kind == "fig":
         options["fig-alt"] = about["alt"]
     else:

@@ -174,9 +174,11 @@ def test_every_table_of_a_page_keeps_its_own_caption(study, no_quarto):
 
 def test_page_numbers_captions_references_and_citations(study, no_quarto):
     html = page(study)
-    assert "<figcaption>Figure 1.2: A caption.</figcaption>" in html  # the second fold's figure
-    assert "<figcaption>Table 2.1: A caption.</figcaption>" in html
-    assert "<figcaption>Figure 2.1: Dice, <em>all</em>.</figcaption>" in html
+    link = ' <a class="made-by" href="report_files/notebooks/{}.ipynb">Notebook</a></figcaption>'
+    assert "<figcaption>Figure 1.2: A caption." + link.format("2_train_fold") in html  # the second fold's figure
+    assert "<figcaption>Table 2.1: A caption." + link.format("4_delineation") in html
+    assert "<figcaption>Figure 2.1: Dice, <em>all</em>." + link.format("4_delineation") in html
+    assert (study / "report" / "report_files" / "notebooks" / "2_train_fold.ipynb").exists()
     assert 'See <a href="#fig-dsc">Figure 2.1</a> and <em>T</em><sub>PT</sub> <a href="#ref-moe2021">[2]</a>' in html
     assert 'id="ref-moe2021">2. Moe, Groendahl, Tomic et al.' in html
     assert "@" not in re.sub(r"<(script|style)>.*?</\1>", "", html, flags=re.DOTALL)
@@ -294,7 +296,7 @@ def test_chapters_of_the_book_have_one_output_a_cell_and_no_code(study, tmp_path
     cells = [cell for cell in chapter["cells"] if cell["cell_type"] == "code"]
     assert [len(cell["outputs"]) for cell in cells] == [1, 1, 1]
     assert '#| label: "tbl-one"' in cells[0]["source"]
-    assert '#| fig-cap: "Dice, *all*."' in cells[1]["source"]
+    assert '#| fig-cap: "Dice, *all*. [Notebook](notebooks/4_delineation.ipynb){.made-by}"' in cells[1]["source"]
     assert "secret_code" not in json.dumps(chapter)
 
 
