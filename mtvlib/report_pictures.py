@@ -29,7 +29,7 @@ class SummaryPicture:
     caption: str
     alt: str
     source: str
-    png: bytes
+    content: bytes  # PNG or JPEG
 
 
 def summary_pictures(chapters: Mapping[str, dict[str, Any]], folder: str, kind: str) -> list[SummaryPicture]:
@@ -42,10 +42,10 @@ def summary_pictures(chapters: Mapping[str, dict[str, Any]], folder: str, kind: 
             about["caption"],
             about["alt"],
             about["label"],
-            png,
+            content,
         )
         for name, figures in chosen.items()
-        for about, png in figures[:1]
+        for about, content in figures[:1]
     ]
 
 
@@ -53,16 +53,16 @@ def write_picture(picture: SummaryPicture, root: Path) -> None:
     """Write the picture to its place below `root`, in the form that its name tells."""
     path = root / picture.path
     path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.open(io.BytesIO(picture.content)).convert("RGB")
     if path.suffix == ".png":
-        path.write_bytes(picture.png)
+        image.save(path)
         return
-    image = Image.open(io.BytesIO(picture.png)).convert("RGB")
     image.thumbnail((WEB_PX, WEB_PX * 4), Image.Resampling.LANCZOS)
     image.save(path, quality=80)
 
 
 def _survival(chapters: Mapping[str, dict[str, Any]]) -> list[Figure]:
-    figures = {about["label"]: (about, png) for about, png in _figures(chapters.get("7_survival", {}))}
+    figures = {about["label"]: (about, content) for about, content in _figures(chapters.get("7_survival", {}))}
     return [figures[label] for label in SURVIVAL if label in figures]
 
 
@@ -76,5 +76,6 @@ def _figures(notebook: Mapping[str, Any]) -> Iterator[Figure]:
     for cell in notebook.get("cells", []):
         for output in cell.get("outputs", []):
             about = output.get("metadata", {}).get(METADATA_KEY)
-            if about and "image/png" in output.get("data", {}):
-                yield about, base64.b64decode("".join(output["data"]["image/png"]))
+            data = output.get("data", {})
+            for kind in (kind for kind in ("image/png", "image/jpeg") if about and kind in data):
+                yield about, base64.b64decode("".join(data[kind]))

@@ -156,14 +156,14 @@ def warnings(study: Study, manifest: dict[str, Any]) -> list[str]:
     return found
 
 
-def uncomputed(study: Study) -> list[str]:
-    """What else could not be computed, beside the values of the summary, and why."""
-    return [
-        _words(title, where, why)
-        for key, title in PARTITIONS.items()
-        for where, why in _uncomputed(study.summary[key])
-        if not _is_headline(where)
-    ]
+def uncomputed(study: Study) -> list[tuple[str, str, list[str]]]:
+    """What else could not be computed, beside the values of the summary: (partition, reason, what)."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for key, title in PARTITIONS.items():
+        for where, why in _uncomputed(study.summary[key]):
+            if not _is_headline(where):
+                found.setdefault((title, why), []).append(", ".join(where))
+    return [(title, why, what) for (title, why), what in found.items()]
 
 
 def _words(title: str, where: tuple[str, ...], why: str) -> str:

@@ -6,7 +6,8 @@ Every function displays ONE output, a bundle from which each reader takes the ri
 |-----------------------------|------------------------------------------------------------------------------------|
 | Quarto HTML, nbconvert HTML | `text/html`: interactive once the page offers `window.Plotly`, a picture until then |
 | JupyterLab                  | the same; the first figure of a session brings the library along                   |
-| Quarto typst (PDF)          | `image/png` of a figure; typst markup of a table, which travels in the metadata     |
+| Quarto typst (PDF)          | SVG of a figure, typst markup of a table, which travel in the metadata              |
+| Quarto docx (Word)          | `image/png` or `image/jpeg` of a figure, a pipe table                               |
 | anything else               | `text/plain`: label and caption                                                    |
 
 The HTML never holds the plotly library (4.6 MB) and fetches nothing: the page that shows it loads one local
@@ -43,6 +44,7 @@ from mtvlib.typeset import FONTS, Table, csv_text, great_table, markdown, typst
 
 METADATA_KEY = "mtv"
 PICTURE_SCALE = 2.5  # pixels of the twin per layout pixel: about 300 dpi at the width of a page
+LARGE_PICTURE = 100_000  # bytes
 KALEIDO_REMEDY = 'install the picture maker again: pip install "kaleido>=0.2.1,<0.3"'
 
 _WAIT_FOR_PLOTLY = """
@@ -72,12 +74,15 @@ def show_figure(figure: go.Figure, label: str, caption: str, alt: str) -> None:
     _bring_library_to_jupyterlab()
     try:
         png = figure.to_image(format="png", scale=PICTURE_SCALE)
+        svg = figure.to_image(format="svg").decode()
         fallback = _picture(figure.to_image(format="webp", scale=1.5), "image/webp", alt)
         missing = ""
     except Exception as error:  # kaleido raises whatever its browser does; a missing picture must not stop the chapter
-        png, missing = None, f"The static picture is missing ({_first_line(error)}). Remedy: {KALEIDO_REMEDY}."
+        png, svg, missing = None, "", f"The static picture is missing ({_first_line(error)}). Remedy: {KALEIDO_REMEDY}."
         fallback = f"<p>{html.escape(missing)}</p>"
-    show_html(_interactive(figure, label, alt, fallback), label, caption, alt, png=png, missing=missing)
+    twins = {"svg": svg} if svg else {}
+    page = _interactive(figure, label, alt, fallback)
+    show_html(page, label, caption, alt, png=png, twins=twins, missing=missing)
 
 
 def show_table(table: Table, label: str, caption: str) -> None:
@@ -100,15 +105,28 @@ def show_html(
     twins: Mapping[str, str] | None = None,
     missing: str = "",
 ) -> None:
-    """Display any HTML without a network, with a PNG or `twins` (typst, docx) for print, or why one is `missing`."""
+    """Display any HTML without a network, with a PNG or `twins` (typst, docx, svg) for print, or why one is `missing`.
+
+    A large photograph among PNGs, such as a plate of slices, is kept as JPEG.
+    """
     data = {
         "text/html": f'{fragment}\n<div class="mtv-caption"><p>{_inline_markdown(caption)}</p></div>',
         "text/plain": " ".join(f"{label}: {caption} {missing}".split()),
     }
     if png is not None:
-        data["image/png"] = base64.b64encode(png).decode()
+        kind, content = print_picture(png)
+        data[kind] = base64.b64encode(content).decode()
     about = {"label": label, "caption": caption, "alt": alt, **(twins or {})}
     display(data, raw=True, metadata={METADATA_KEY: about})
+
+
+def print_picture(png: bytes) -> tuple[str, bytes]:
+    """A picture for print, with its kind: JPEG where that is clearly less than the PNG, as it is of plates of slices."""
+    if len(png) < LARGE_PICTURE:
+        return "image/png", png
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "JPEG", quality=85)
+    return ("image/jpeg", buffer.getvalue()) if buffer.tell() < 0.8 * len(png) else ("image/png", png)
 
 
 def show_picture(png: bytes, label: str, caption: str, alt: str) -> None:
@@ -212,6 +230,8 @@ def _options(about: dict[str, Any], to: str) -> str:
 def _for_format(data: dict[str, Any], about: dict[str, Any], to: str) -> dict[str, Any]:
     if to == "typst" and about.get("typst"):
         return {"text/markdown": f"```{{=typst}}\n{about['typst']}\n```"}
+    if to == "typst" and about.get("svg"):
+        return {"image/svg+xml": about["svg"], "text/plain": data["text/plain"]}
     if to == "docx" and about.get("docx"):
         return {"text/markdown": about["docx"]}
     if to != "html" or "text/html" not in data:
