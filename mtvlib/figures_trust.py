@@ -236,15 +236,18 @@ def froc_alt(curve: pd.DataFrame) -> str:
 
 # --- failed patients
 
+MOST_PLATES = 60
+
 
 def show_failed(study: Study, failures: pd.DataFrame, most: int) -> None:
     """Display a plate of every patient who failed altogether, and of at most so many who failed in one class.
 
-    In the order of `failed_patients`; of those who are not shown it is said how many they are.
+    In the order of `failed_patients`; of those who are not shown it is said how many they are. A page has room for 60
+    plates: where more fail altogether, the network is of no use, and more pictures do not tell more.
     """
     groups = failed_patients(failures)
     altogether = sum(any(row["target"] == "all" for row in rows) for rows in groups)  # these come first
-    shown = groups[: altogether + most]
+    shown = groups[: min(altogether + most, MOST_PLATES)]
     for place, rows in enumerate(shown, start=1):
         patient, words = rows[0]["patient"], failed_words(rows)
         of = f"Patient {patient} ({PARTITION_NAMES[rows[0]['partition']].lower()})"
@@ -253,5 +256,6 @@ def show_failed(study: Study, failures: pd.DataFrame, most: int) -> None:
         )
         alt = f"Transaxial CT and PET slices of patient {patient} with manual and CNN contours. {words}"
         show.show_picture(plate(cases.load_case(study, patient), PLATE_PX), f"fig-failed-{place}", caption, alt)
-    if len(groups) > len(shown):
-        show.text(f"Not shown: {count(len(groups) - len(shown), 'further patient')} who failed in one class.")
+    if left := len(groups) - len(shown):
+        how = "in one class" if altogether <= len(shown) else "altogether or in one class"
+        show.text(f"Not shown: {count(left, 'further patient')} who failed {how}; results/failures.csv names all.")

@@ -174,7 +174,15 @@ def test_whoever_failed_altogether_is_shown_and_others_up_to_a_number(monkeypatc
     figures_trust.show_failed(None, failures, 2)
     assert [(png, label) for png, label, _ in shown] == [(b"b", "fig-failed-1"), (b"c", "fig-failed-2")]
     assert shown[0][2].startswith("Patient b (cross-validation). Lymph node metastases: nothing was predicted.")
-    assert said == ["Not shown: 1 further patient who failed in one class."]
+    assert said == ["Not shown: 1 further patient who failed in one class; results/failures.csv names all."]
     shown.clear()
     figures_trust.show_failed(None, failures.assign(target="all"), 0)
     assert [png for png, *_ in shown] == [b"b", b"c", b"a"]
+    shown.clear()
+    said.clear()
+    many = [rows[0] | {"patient": f"p{number:03}", "target": "all"} for number in range(100)]
+    figures_trust.show_failed(None, pd.DataFrame(many).assign(cnn_ml=0.0, what="nothing was predicted"), 12)
+    assert len(shown) == 60
+    assert said == [
+        "Not shown: 40 further patients who failed altogether or in one class; results/failures.csv names all."
+    ]
