@@ -14,3 +14,21 @@ COLORS = {
     "neutral": "#8A8F98",
 }
 INK, HAIRLINE, PAPER = "#1F2430", "#D5D8DD", "#FFFFFF"
+
+# The same meanings on a dark page: what would not stand out there has a lighter shade.
+DARK_PAPER = "#16191E"
+DARK = {
+    COLORS["manual"]: "#B9C0CB",
+    COLORS["cnn"]: "#4AA3DF",
+    COLORS["primary"]: "#F0803C",
+    COLORS["nodes"]: "#2DBB8E",
+    COLORS["all"]: "#A695E0",
+    COLORS["high_risk"]: "#EE6A7C",
+    COLORS["low_risk"]: "#6DB5E2",
+    COLORS["outlier"]: "#F062B0",
+    COLORS["neutral"]: "#A0A6B0",
+    INK: "#DFE3E8",
+    HAIRLINE: "#3A404A",
+    PAPER: DARK_PAPER,
+    "#6B7079": "#9AA1AC",
+}

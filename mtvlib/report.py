@@ -234,11 +234,30 @@ def _keep(made: Path, study: Study, to: str) -> Path:
         with atomic_path(target / f"{study.params.name}.{to}") as temporary:
             shutil.copyfile(next(made.glob(f"*.{to}")), temporary)
         return target / f"{study.params.name}.{to}"
+    _plain_scripts(made)
     fresh = target / ".html"
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.move(made, fresh)
     _replace_folder(fresh, target / "html")
     return target / "html" / "index.html"
+
+
+def _plain_scripts(book: Path) -> None:
+    """Quarto's own scripts as plain ones: a browser reads no module from a disk, and says so on its console."""
+    folder = book / "site_libs" / "quarto-html"
+    tag = r'<script src="site_libs/quarto-html/tabsets/tabsets\.js" type="module"></script>\n?'
+    module, tabs = folder / "quarto.js", folder / "tabsets" / "tabsets.js"
+    if not (module.exists() and tabs.exists()):  # another version of Quarto: its pages are left as they are
+        return
+    plain = re.sub(r"^export ", "", tabs.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    rest = re.sub(r"^import .*$", "", module.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = f"(function () {{\n{plain}\nconst tabsets = {{ init }};\n{rest}\n}})();\n"
+    write_text(folder / "quarto-plain.js", text)
+    for page in book.glob("*.html"):
+        before = page.read_text(encoding="utf-8")
+        after = re.sub(tag, "", before)
+        after = after.replace('quarto-html/quarto.js" type="module"', 'quarto-html/quarto-plain.js" defer')
+        write_text(page, after)
 
 
 def template_folder() -> Path:

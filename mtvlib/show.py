@@ -39,6 +39,7 @@ from IPython.display import display
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from mtvlib import palette
 from mtvlib.tables import PARTITION_NAMES
 from mtvlib.typeset import FONTS, Table, csv_text, great_table, markdown, typst
 
@@ -50,17 +51,40 @@ KALEIDO_REMEDY = 'install the picture maker again: pip install "kaleido>=0.2.1,<
 _WAIT_FOR_PLOTLY = """
 (function () {
   const figure = %(figure)s;
+  const dark = %(dark)s;
   const config = {responsive: true, displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]]};
-  let tries = 0;
+  const hours = window.matchMedia("(prefers-color-scheme: dark)");
+  // Quarto's switch, JupyterLab's theme, else what the reader's system asks for.
+  function isDark() {
+    const body = document.body, theme = body.dataset.jpThemeLight;
+    if (theme) return theme === "false";
+    return body.classList.contains("quarto-dark") || (hours.matches && !body.classList.contains("quarto-light"));
+  }
+  function themed(part) {
+    if (typeof part === "string") return dark[part.toUpperCase()] || part;
+    if (Array.isArray(part)) return part.map(themed);
+    if (part === null || typeof part !== "object") return part;
+    const parts = Object.entries(part).map(([name, value]) => [name, name === "text" ? inText(value) : themed(value)]);
+    return Object.fromEntries(parts);
+  }
+  function inText(value) {
+    return typeof value === "string" ? value.replace(/#[0-9a-f]{6}/gi, (colour) => themed(colour)) : themed(value);
+  }
+  let tries = 0, shown = null;
   function draw() {
     const box = document.getElementById("%(box)s");
     if (box && window.Plotly) {
-      box.replaceChildren();
-      window.Plotly.newPlot(box, figure.data, figure.layout, config);
+      if (shown === null) box.replaceChildren();
+      if (shown === isDark()) return;
+      shown = isDark();
+      const now = shown ? themed(figure) : figure;
+      window.Plotly.react(box, structuredClone(now.data), structuredClone(now.layout), config);
     } else if (tries++ < 150) {
       setTimeout(draw, 200);
     }
   }
+  hours.addEventListener("change", draw);
+  new MutationObserver(draw).observe(document.body, {attributeFilter: ["class", "data-jp-theme-light"]});
   draw();
 })();
 """
@@ -121,7 +145,7 @@ def show_html(
 
 
 def print_picture(png: bytes) -> tuple[str, bytes]:
-    """A picture for print, with its kind: JPEG where that is clearly less than the PNG, as it is of plates of slices."""
+    """A picture for print, with its kind: JPEG where that is clearly less than the PNG, as it is of plates."""
     if len(png) < LARGE_PICTURE:
         return "image/png", png
     buffer = io.BytesIO()
@@ -246,7 +270,8 @@ def _interactive(figure: go.Figure, label: str, alt: str, fallback: str) -> str:
     width = figure.layout.width or 700
     spec = json.loads(figure.to_json())
     spec["layout"].pop("width", None)  # the page decides, up to the width of the static twin
-    script = _WAIT_FOR_PLOTLY % {"figure": _script_json(spec), "box": f"plot-{label}"}
+    values = {"figure": _script_json(spec), "dark": _script_json(palette.DARK), "box": f"plot-{label}"}
+    script = _WAIT_FOR_PLOTLY % values
     style = f"max-width:{width}px;min-width:{min(width, 560)}px;margin:auto"
     box = f'<div id="plot-{label}" role="img" aria-label="{html.escape(alt)}" style="{style}">{fallback}</div>'
     return f'<div style="overflow-x:auto">{box}</div>\n<script>{script}</script>'
