@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -241,11 +242,16 @@ def _parameter(params: Params, name: str) -> dict[str, Any]:
     text = ", ".join(f"{one}" for one in value) if isinstance(value, list | tuple) else str(value)
     return {
         "name": f"{bold}`{name}`{bold}",
-        "value": f"{bold}{text}{bold}",
-        "meaning": meaning.replace("|", "\\|"),
+        "value": f"{bold}{_plain(text)}{bold}",
+        "meaning": _plain(meaning),
         "source": source,
         "different": different,
     }
+
+
+def _plain(text: str) -> str:
+    """Text for a cell of a Markdown table: brackets are no links, bars no columns."""
+    return re.sub(r"([\[\]|])", r"\\\1", text)
 
 
 def _record(manifest: dict[str, Any]) -> list[tuple[str, str]]:
