@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from plotly.colors import sequential
 
+from mtvlib.palette import COLORS
 from mtvlib.viewer import COLOURS, CT_WINDOW_HU, ViewCase, image_sheets, slice_dsc, suv_limit
 
 CNN_BITS = 2  # a voxel of the masks is the manual class + 4 x the CNN's
@@ -29,14 +31,20 @@ class Listed:
     patient: str
     why: str
     file: str  # of its script, from the page's folder
+    place: str = ""  # heading in the picker: where the case was tested
 
 
 def viewer(cases: Sequence[Listed], picture: str) -> str:
     """The viewer as HTML; `picture` (HTML) stays where no script runs and where a case's file is missing."""
     listed = json.dumps([vars(case) for case in cases], ensure_ascii=False)
     template = (resources.files("mtvlib") / "data" / "case_viewer.html").read_text(encoding="utf-8")
-    colours = json.dumps({" ".join(key): colour for key, colour in COLOURS.items()})
-    parts = {"{{cases}}": html.escape(listed, quote=True), "{{colours}}": colours, "{{picture}}": picture}
+    parts = {
+        "{{cases}}": html.escape(listed, quote=True),
+        "{{colours}}": json.dumps({" ".join(key): colour for key, colour in COLOURS.items()}),
+        "{{map}}": json.dumps(sequential.Inferno),
+        "{{mark}}": COLORS["outlier"],
+        "{{picture}}": picture,
+    }
     for name, text in parts.items():
         template = template.replace(name, text)
     return template

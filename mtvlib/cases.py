@@ -195,20 +195,27 @@ def write_viewers(study: Study, choices: Sequence[Choice]) -> list[case_viewer.L
     """Write the viewer's file of each chosen case, and delete those of others; returns the picker's list."""
     listed = []
     for choice in choices:
-        case, face_removed = load_case(study, choice.patient), not (study.synthetic or study.params.show_faces)
-        box = crop_box(case)
-        case = cut_to(without_face(case) if face_removed else case, box)
+        whole = load_case(study, choice.patient)
+        shown = whole if study.params.show_faces or _nobody(study, choice.patient) else without_face(whole)
+        box = crop_box(whole)
         lesions = study.lesions[study.lesions["patient"] == choice.patient].copy()
         for axis, side in zip("xy", box, strict=True):
             lesions[f"centroid_{axis}_voxel"] -= side.start
         path = study.viewers / f"{choice.patient}.js"
-        write_text(path, case_viewer.case_script(case, lesions, face_removed=face_removed))
-        listed.append(case_viewer.Listed(choice.patient, choice.why, f"{study.viewers.name}/{path.name}"))
+        write_text(path, case_viewer.case_script(cut_to(shown, box), lesions, face_removed=shown is not whole))
+        file = f"{study.viewers.name}/{path.name}"
+        listed.append(case_viewer.Listed(choice.patient, choice.why, file, _PLACE[choice.cohort]))
     for path in set(study.viewers.glob("*.js")) - {study.folder / case.file for case in listed}:
         path.unlink()
     table = pd.DataFrame([vars(case) for case in listed], columns=["patient", "why", "file"])
     write_text(study.viewers / VIEWER_INDEX, table.to_csv(index=False))
     return listed
+
+
+def _nobody(study: Study, patient: str) -> bool:
+    """Whether a patient is a phantom: no person is behind the face."""
+    table = study.cohort.set_index("patient")
+    return "synthetic" in table and bool(pd.to_numeric(table["synthetic"])[patient] == 1)
 
 
 def show_cases(study: Study, choices: Sequence[Choice], group: str) -> None:

@@ -1,4 +1,8 @@
-"""Contact sheets: every patient's PET at a glance, with the frame of what was kept of it; uncertain crops first."""
+"""Contact sheets: every patient's PET at a glance, with the frame of what was kept of it; uncertain crops first.
+
+The head is shown as it is, unlike in the viewers (`mtvlib.faces`): one coronal projection in 4 mm pixels has no depth
+from which a face could be reconstructed.
+"""
 
 from __future__ import annotations
 

@@ -139,6 +139,31 @@ CORRECTED = {PRIMARY: 41 / 879, NODES: 716 / 1475}
 
 
 @dataclass(frozen=True)
+class World:
+    """How hard patients are to delineate; the defaults are the usual world (assumptions, see the module's text)."""
+
+    node_suv: float = 7.6  # median of a node of 2.7 ml
+    lowest_node_suv: float = 3.2
+    inflamed: float = 0.4  # share of patients with inflamed nodes
+    most_inflamed: int = 3
+    inflamed_suv: float = 3.8  # median
+    largest_inflamed_ml: float = 0.8
+    other_scanner: bool = False  # the external sites' scanners are unlike any of the main cohort's
+
+    def site(self, cohort: Cohort, site: Site) -> Site:
+        if cohort == "main" or not self.other_scanner:
+            return site
+        return replace(site, fwhm_mm=site.fwhm_mm + 3.0, noise=1.4 * site.noise, suv_bias=1.12 * site.suv_bias)
+
+
+USUAL = World()
+Job = tuple[Path, Cohort, int, int, World]
+# Nodes and inflamed nodes overlap in uptake and size, so that neither alone tells them apart; external scanners blur,
+# scatter and count more than any that was trained on (choice).
+HARD = World(4.8, 2.2, 0.8, 5, 4.4, 1.6, True)
+
+
+@dataclass(frozen=True)
 class Lesion:
     """One focus of uptake; `label` is background for a harmless inflamed node. Canonical frame, mm; `suv` unblurred."""
 
@@ -200,31 +225,34 @@ def _primary(rng: np.random.Generator, subsite: str, burden: Burden) -> Lesion:
     return Lesion(PRIMARY, _scattered(place, rng), int(rng.choice((-1, 1))), volume, float(suv), necrosis)
 
 
-def _node(rng: np.random.Generator, subsite: str, side: int, burden: Burden) -> Lesion:
+def _node(rng: np.random.Generator, subsite: str, side: int, burden: Burden, world: World) -> Lesion:
     contralateral = 0.35 if subsite == "nasopharynx" else 0.2
     side = -side if rng.random() < contralateral else side
     level = LEVELS[_choose(rng, SPREAD[subsite])]
     volume = float(np.clip(_lognormal(rng, *burden.node_ml), 0.15, min(level.largest_ml, 70)))
-    suv = float(np.clip(rng.lognormal(math.log(7.6), 0.5) * (volume / 2.7) ** 0.1, 3.2, 30))
+    suv = rng.lognormal(math.log(world.node_suv), 0.5) * (volume / 2.7) ** 0.1
+    suv = float(np.clip(suv, world.lowest_node_suv, 30))
     necrosis = rng.uniform(0.4, 0.65) if volume > 5 and rng.random() < 0.35 else 0.0
     return Lesion(NODES, _scattered(level, rng), side, volume, suv, necrosis)
 
 
-def _inflamed(rng: np.random.Generator) -> Lesion:
+def _inflamed(rng: np.random.Generator, world: World) -> Lesion:
     place = LEVELS[_choose(rng, {"I": 0.2, "II": 0.55, "III": 0.1, "V": 0.15})]
-    suv = float(rng.lognormal(math.log(3.8), 0.25))
-    return Lesion(BACKGROUND, _scattered(place, rng), int(rng.choice((-1, 1))), float(rng.uniform(0.25, 0.8)), suv)
+    suv = float(rng.lognormal(math.log(world.inflamed_suv), 0.25))
+    at, side = _scattered(place, rng), int(rng.choice((-1, 1)))
+    return Lesion(BACKGROUND, at, side, float(rng.uniform(0.25, world.largest_inflamed_ml)), suv)
 
 
-def _lesions(rng: np.random.Generator, cohort: Cohort, subsite: str) -> list[Lesion]:
+def _lesions(rng: np.random.Generator, cohort: Cohort, subsite: str, world: World = USUAL) -> list[Lesion]:
     """All foci of a patient: the primary unless it is not visible, its nodes, and harmless inflamed nodes."""
     burden = BURDEN[cohort]
     visible = rng.random() < burden.visible_primary
     nodal = not visible or rng.random() > NODE_FREE[subsite]
     count = min(int(rng.geometric(1 / burden.nodes)), 8) if nodal else 0
     primary = _primary(rng, subsite, burden)
-    nodes = [_node(rng, subsite, primary.side, burden) for _ in range(count)]
-    benign = [_inflamed(rng) for _ in range(int(rng.integers(1, 4)) if rng.random() < 0.4 else 0)]
+    nodes = [_node(rng, subsite, primary.side, burden, world) for _ in range(count)]
+    inflamed = int(rng.integers(1, world.most_inflamed + 1)) if rng.random() < world.inflamed else 0
+    benign = [_inflamed(rng, world) for _ in range(inflamed)]
     return [primary] * visible + nodes + benign
 
 
@@ -430,17 +458,17 @@ def _name(cohort: Cohort, index: int) -> str:
     return f"{PREFIX[cohort]}{index + 1:04d}"
 
 
-def make_patient(cohort: Cohort, index: int, seed: int) -> Patient:
+def make_patient(cohort: Cohort, index: int, seed: int, world: World = USUAL) -> Patient:
     """Patient number `index` (from 0) of a cohort; the same for the same arguments, whatever else is drawn.
 
     PET is float32 SUV (body weight), CT int16 HU, the reference uint8 on the PET's grid; the CT has a grid of its own.
     """
     streams = np.random.SeedSequence([seed, COHORTS.index(cohort), index, VERSION]).spawn(6)
     person_rng, body_rng, lesion_rng, scan_rng, observer_rng, outcome_rng = map(np.random.default_rng, streams)
-    site = _site(cohort, index, seed)
+    site = world.site(cohort, _site(cohort, index, seed))
     person = _person(person_rng, cohort)
     body = draw_body(body_rng, female=person["sex"] == "F", contrast=bool(person_rng.random() < 0.4))
-    lesions = _lesions(lesion_rng, cohort, person["tumour_site"])
+    lesions = _lesions(lesion_rng, cohort, person["tumour_site"], world)
     owner = np.zeros(anatomy.SHAPE, np.uint8, order="F")
     for number, lesion in enumerate(lesions, start=1):
         _grow(body, lesion, owner, number, lesion_rng)
@@ -518,22 +546,25 @@ def write_cohort(
     external: int,
     seed: int,
     *,
+    hard: bool = False,
     processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write `patients` main and `external` external patients below `out`; returns the path of its cohort.csv.
 
+    `hard`: low-uptake nodes, many inflamed ones, and external scanners unlike the main cohort's, see `HARD`.
     Patients already written by the same command are kept, so that a stopped command is completed by running it again.
     `processes` defaults to the processors at hand; the patients do not depend on it. `progress(done, total)` is called
     after each patient. Raises `InputError` for impossible numbers and for a folder that holds something else.
     """
     out = Path(out)
     _check_numbers(patients, external, seed)
-    _claim(out, {"phantom_version": VERSION, "patients": patients, "external": external, "seed": seed})
+    claim = {"phantom_version": VERSION, "patients": patients, "external": external, "seed": seed}
+    _claim(out, claim | ({"hard": True} if hard else {}))
     wanted: list[tuple[Cohort, int]] = [("main", i) for i in range(patients)] + [
         ("external", i) for i in range(external)
     ]
-    jobs = [(out, cohort, index, seed) for cohort, index in wanted]
+    jobs = [(out, cohort, index, seed, HARD if hard else USUAL) for cohort, index in wanted]
     for done, _ in enumerate(_work(jobs, processes), start=1):
         if progress:
             progress(done, len(jobs))
@@ -570,7 +601,7 @@ def _claim(out: Path, parameters: dict[str, int]) -> None:
         write_json(record, parameters)
 
 
-def _work(jobs: list[tuple[Path, Cohort, int, int]], processes: int | None) -> Iterator[None]:
+def _work(jobs: list[Job], processes: int | None) -> Iterator[None]:
     workers = min(processes or os.cpu_count() or 1, len(jobs))
     if workers == 1:
         yield from map(_write_patient, jobs)
@@ -585,14 +616,14 @@ def _record(out: Path, name: str) -> Path:
     return out / "images" / f"{name}.json"
 
 
-def _write_patient(job: tuple[Path, Cohort, int, int]) -> None:
+def _write_patient(job: Job) -> None:
     """Images first, the record last: a patient with a record is complete."""
-    out, cohort, index, seed = job
+    out, cohort, index, seed, world = job
     name = _name(cohort, index)
     files = {kind: f"images/{name}_{kind}.nii.gz" for kind in ("pet", "ct", "reference")}
     if _record(out, name).exists() and all((out / file).exists() for file in files.values()):
         return
-    patient = make_patient(cohort, index, seed)
+    patient = make_patient(cohort, index, seed, world)
     for kind, file in files.items():
         write_image(getattr(patient, kind), out / file)
     write_json(_record(out, name), patient.truth | files | {"person": name})

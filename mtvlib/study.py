@@ -179,6 +179,10 @@ class Study:
         lines = [f"{patient} {' '.join(images.loc[patient, ['pet', 'ct', 'reference']])}" for patient in patients]
         return fingerprint.of_modules(modules, *lines)
 
+    def training_basis(self, patients: Sequence[str]) -> str:
+        """`basis` of a fold's training on these patients."""
+        return self.basis(["mtvlib.training", "mtvlib.prepare"], patients)
+
     def patients_of(self, split: str) -> list[str]:
         return self.cohort.loc[self.cohort["split"] == split, "patient"].tolist()
 

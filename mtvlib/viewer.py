@@ -9,13 +9,17 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib import util
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from mtvlib import lesions, metrics
 from mtvlib.classes import LESION_CLASSES, TARGETS
@@ -161,20 +165,31 @@ def cropped(case: ViewCase) -> ViewCase:
     return cut_to(case, crop_box(case))
 
 
-def crop_box(case: ViewCase, margin_mm: float = 8.0) -> tuple[slice, slice]:
-    """Voxels of the masks along x and y that hold the patient and all lesions, with a margin."""
+def crop_box(case: ViewCase, slices: Sequence[int] | None = None, margin_mm: float = 8.0) -> tuple[slice, slice]:
+    """Voxels of the masks along x and y that hold patient and lesions, in all slices or only these, with a margin."""
     image, threshold = (case.pet, 0.2) if case.ct is None else (case.ct, -300.0)
     factor = image.shape[0] // case.reference.shape[0]
-    body = image[factor // 2 :: factor, factor // 2 :: factor] > threshold
-    # A line counts if it crosses the patient for 4 cm in several slices: noise and the couch do not.
+    body = _largest(image[factor // 2 :: factor, factor // 2 :: factor] > threshold)
+    lesion = case.any_lesion()
+    # A line counts if it crosses the patient for 4 cm in several slices: noise does not.
+    least = 3
+    if slices is not None:
+        body, lesion, least = body[:, :, list(slices)], lesion[:, :, list(slices)], 1
     sides = []
     for axis in (0, 1):
-        across = (body.sum(1 - axis) * case.spacing_mm[1 - axis] > 40).sum(1) > 2
-        across |= case.any_lesion().any((1 - axis, 2))
+        across = (body.sum(1 - axis) * case.spacing_mm[1 - axis] > 40).sum(1) >= least
+        across |= lesion.any((1 - axis, 2))
         hit, margin = np.flatnonzero(across), math.ceil(margin_mm / case.spacing_mm[axis])
         n = case.reference.shape[axis]
         sides.append(slice(max(hit[0] - margin, 0), min(hit[-1] + 1 + margin, n)) if hit.size else slice(0, n))
     return sides[0], sides[1]
+
+
+def _largest(body: np.ndarray) -> np.ndarray:
+    """The largest piece of a body: a couch, parted from it by thin bridges at most, is none of it."""
+    opened = ndimage.binary_opening(body, np.ones((3, 3, 1)))
+    pieces, n = ndimage.label(opened)
+    return pieces == 1 + np.bincount(pieces.ravel())[1:].argmax() if n else body
 
 
 def cut_to(case: ViewCase, box: tuple[slice, slice]) -> ViewCase:
@@ -263,29 +278,45 @@ def plate(case: ViewCase, panel_px: int = 480) -> bytes:
 
     Up to two slices have their PET beside the CT; more have it below, as in the paper.
     """
-    case = cropped(case)
     slices = plate_slices(case)
+    case = cut_to(case, crop_box(case, slices))
     shown = [_pictures(case, z, panel_px) for z in slices]
-    kinds, gap, foot = len(shown[0]), panel_px // 40, panel_px // 2
+    kinds, gap, line = len(shown[0]), panel_px // 40, panel_px // 13
     beside = len(slices) * kinds <= PLATE_COLUMNS
     step_x, step_y = panel_px + gap, shown[0][0].height + gap
-    rows = 1 if beside else kinds
-    size = (PLATE_COLUMNS * step_x - gap, rows * step_y + foot)
+    rows, texts = 1 if beside else kinds, [_dsc_lines(case, z) for z in slices]
+    size = (PLATE_COLUMNS * step_x - gap, rows * step_y + (max(map(len, texts)) + 2) * line)
     sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(panel_px / 16)
-    for number, (z, pictures) in enumerate(zip(slices, shown, strict=True)):
+    draw, font = ImageDraw.Draw(sheet), typeface(panel_px / 16)
+    for number, (pictures, lines) in enumerate(zip(shown, texts, strict=True)):
         column = number * kinds if beside else number
         for kind, picture in enumerate(pictures):
             place = (column + kind, 0) if beside else (column, kind)
             sheet.paste(picture, (place[0] * step_x, place[1] * step_y))
-        corner, text = (column * step_x, rows * step_y), "\n".join(_dsc_lines(case, z))
-        draw.multiline_text(corner, text, "#222222", font, spacing=panel_px / 60)
+        for row, text in enumerate(lines):
+            draw.text((column * step_x, rows * step_y + row * line), text, "#222222", font)
     _write_legend(draw, size, panel_px)
     return _png(sheet)
 
 
+@cache
+def _typeface_file() -> Path | None:
+    kaleido = util.find_spec("kaleido")
+    places = kaleido.submodule_search_locations if kaleido else None
+    return next((path for place in places or [] for path in Path(place).rglob("Lato-Regular.ttf")), None)
+
+
+def typeface(px: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Lato, the figures' typeface, which comes with kaleido; Pillow's own, which lacks accents, where it does not."""
+    path = _typeface_file()
+    return ImageFont.truetype(str(path), px) if path else ImageFont.load_default(px)
+
+
 def preview(case: ViewCase, panel_px: int = 480) -> bytes:
-    """A delineation at a glance as PNG: the coronal MIP of the PET, and CT and PET of a slice through each lesion."""
+    """A delineation at a glance as PNG: the coronal MIP of the PET, and CT and PET of a slice through each lesion.
+
+    For whoever has the images anyway; no report shows it, so the face stays.
+    """
     case = cropped(case)
     front = _mip(case, panel_px)
     columns = [_pictures(case, z, panel_px, sources=("cnn",)) for z in plate_slices(case)]
@@ -312,7 +343,7 @@ def _mip(case: ViewCase, width_px: int) -> Image.Image:
             corners = [(x * size[0] / nx, y * size[1] / nz) for x, y in [*polygon, polygon[0]]]
             draw.line(corners, "#333333", round(width_px / 110), joint="curve")
             draw.line(corners, COLOURS["man", target], round(width_px / 200), joint="curve")
-    _write_orientation(draw, size, f"PET, MIP, SUV 0 to {suv_limit(case):g}")
+    _write_orientation(draw, size, f"PET, MIP\nSUV 0 to {suv_limit(case):g}", nx * dx, "RLHF")
     return picture
 
 
@@ -328,10 +359,11 @@ def _pictures(
     """A slice of CT (if there is one) and of PET, with the contours of `sources`, window and orientation."""
     suv, (low, high) = suv or suv_limit(case), CT_WINDOW_HU
     pet = grey(case.pet[:, :, z], (0.0, suv), inverted=True)
-    pictures = [_picture(case, z, pet, width_px, f"PET, SUV 0 to {suv:g}", sources)]
+    pictures = [_picture(case, z, pet, width_px, f"PET\nSUV 0 to {suv:g}", sources)]
     if case.ct is not None:
         ct = grey(case.ct[:, :, z], CT_WINDOW_HU)
-        pictures.insert(0, _picture(case, z, ct, width_px, f"CT, {low:g} to {high:g} HU", sources))
+        text = f"CT\n{low:g} to {high:g} HU".replace("-", "\N{MINUS SIGN}")
+        pictures.insert(0, _picture(case, z, ct, width_px, text, sources))
     return pictures
 
 
@@ -352,7 +384,7 @@ def _picture(
         _line(draw, corners, "#333333", width_px / 110, dashed=False)  # light colours on white need an edge
     for corners, source, colour in lines:
         _line(draw, corners, colour, width_px / 180, dashed=source == "cnn")
-    _write_orientation(draw, picture.size, text)
+    _write_orientation(draw, picture.size, text, nx * dx)
     return picture
 
 
@@ -375,13 +407,22 @@ def _line(
         done += length
 
 
-def _write_orientation(draw: ImageDraw.ImageDraw, size: tuple[int, int], text: str) -> None:
-    (width, height), font = size, ImageFont.load_default(size[0] / 18)
+def _write_orientation(
+    draw: ImageDraw.ImageDraw, size: tuple[int, int], text: str, wide_mm: float, letters: str = "RLAP"
+) -> None:
+    """What is shown, the patient's sides (left, right, top, bottom of the picture) and a scale."""
+    (width, height), font = size, typeface(size[0] / 19)
     edge, inks = width / 60, ("#333333", "white") if text.startswith("PET") else ("white", "black")
     style: dict[str, Any] = {"font": font, "fill": inks[0], "stroke_width": 3, "stroke_fill": inks[1]}
-    draw.text((edge, edge), text, anchor="la", **style)
-    draw.text((edge, height / 2), "R", anchor="lm", **style)
-    draw.text((width - edge, height / 2), "L", anchor="rm", **style)
+    draw.multiline_text((edge, edge), text, anchor="la", spacing=width / 100, **style)
+    middle = [(edge, height / 2, "lm"), (width - edge, height / 2, "rm"), (width / 2, edge, "ma")]
+    for letter, (x, y, anchor) in zip(letters, [*middle, (width / 2, height - edge, "md")], strict=True):
+        draw.text((x, y), letter, anchor=anchor, **style)
+    cm = next(length for length in (10, 5, 2, 1) if 30 * length < wide_mm or length == 1)
+    right, y, length = width - 2 * edge, height - 1.5 * edge, 10 * cm * width / wide_mm
+    for colour, thick in ((inks[1], width / 70), (inks[0], width / 140)):
+        draw.line([(right - length, y), (right, y)], colour, max(1, round(thick)))
+    draw.text((right - length / 2, y - edge / 2), f"{cm} cm", anchor="md", **style)
 
 
 def _dsc_lines(case: ViewCase, z: int) -> list[str]:
@@ -390,7 +431,7 @@ def _dsc_lines(case: ViewCase, z: int) -> list[str]:
 
 
 def _write_legend(draw: ImageDraw.ImageDraw, size: tuple[int, int], width: int) -> None:
-    left, y, font = 0.0, size[1] - width / 24, ImageFont.load_default(width / 16)
+    left, y, font = 0.0, size[1] - width / 24, typeface(width / 16)
     for (source, target), colour in COLOURS.items():
         _line(draw, [(left, y), (left + width / 10, y)], colour, width / 120, dashed=source == "cnn")
         text = f"{SOURCES[source]}, {target}"

@@ -104,10 +104,11 @@ def test_a_case_of_the_papers_size_keeps_the_weight():
 
 
 def test_the_page_lists_the_cases_and_keeps_the_picture_for_readers_without_scripts():
-    cases = [Listed("p1", 'best "DSC" <0.9>', "viewers/p1.js"), Listed("p2", "worst", "viewers/p2.js")]
-    page = case_viewer.viewer(cases, '<img alt="a plate">')
+    best = Listed("p1", 'best "DSC" <0.9>', "viewers/p1.js")
+    worst = Listed("p2", "worst", "viewers/p2.js", "External testing")
+    page = case_viewer.viewer([best, worst], '<img alt="a plate">')
     listed = json.loads(unescape(re.search(r'data-cases="([^"]*)"', page).group(1)))
-    assert [one["why"] for one in listed] == ['best "DSC" <0.9>', "worst"]
+    assert [Listed(**one) for one in listed] == [best, worst]
     assert '<img alt="a plate"></div>' in page
 
 

@@ -1,10 +1,14 @@
 """Which patients are shown: by a table made by hand. What is shown of them: the same field in finer pixels."""
 
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from mtvlib import cases, volume
+from mtvlib import cases, viewer, volume
 from mtvlib.lesions import find_lesions
 from mtvlib.volume import Grid
 
@@ -96,6 +100,67 @@ def test_the_most_uncertain_patient_is_shown_once_also_if_another_rule_found_it(
     table = pd.DataFrame({"patient": ["best", "doubtful"], "expected_dsc": [0.9, 0.2]})
     last = cases.choose_cases(only, LESIONS, table)[-1]
     assert (last.patient, last.group, last.why) == ("doubtful", "uncertain", "most uncertain (expected DSC 0.20)")
+
+
+# --- the files of the viewer
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study of a person and a phantom, with what `write_viewers` asks it for."""
+    masks = np.zeros((24, 24, 4), np.uint8)
+    masks[10:14, 10:14, 1:3] = 1
+    whole = viewer.ViewCase("p", np.ones(masks.shape, np.float32), masks, masks, (5.0,) * 3)
+    monkeypatch.setattr(cases, "load_case", lambda study, patient: replace(whole, patient=patient))
+    monkeypatch.setattr(cases, "without_face", lambda case: replace(case, pet=case.pet * 0))
+    monkeypatch.setattr(cases, "crop_box", lambda case: (slice(4, 20), slice(6, 24)))
+    lesion = ("man", "primary", "TP", 4.0, 1.0, 11.5, 11.5, 1.5)
+    columns = ["source", "target", "outcome", "volume_ml", "suv_max", *(f"centroid_{axis}_voxel" for axis in "xyz")]
+    table = pd.DataFrame([lesion] * 2, columns=columns).assign(patient=["person", "phantom"])
+    return SimpleNamespace(
+        folder=tmp_path,
+        viewers=tmp_path / "viewers",
+        lesions=table,
+        cohort=pd.DataFrame({"patient": ["person", "phantom"], "synthetic": [0, 1]}),
+        params=SimpleNamespace(show_faces=False),
+    )
+
+
+CHOSEN = [cases.Choice(name, "main", "delineated", "best") for name in ("person", "phantom")]
+
+
+def told(study, patient: str) -> dict:
+    text = (study.viewers / f"{patient}.js").read_text()
+    return json.loads(text.removeprefix("mtvViewerCase(").removesuffix(");\n"))
+
+
+def test_each_chosen_case_has_a_file_and_the_lesion_lies_where_the_crop_puts_it(study):
+    listed = cases.write_viewers(study, CHOSEN)
+    assert [(one.patient, one.file, one.place) for one in listed] == [
+        ("person", "viewers/person.js", "Cross-validation"),
+        ("phantom", "viewers/phantom.js", "Cross-validation"),
+    ]
+    data = told(study, "person")
+    assert data["size"] == [16, 18, 4]
+    assert data["lesions"][0]["centre"] == [8, 6, 2]  # 11.5 - 4, 11.5 - 6 and 1.5, each rounded
+    assert pd.read_csv(study.viewers / "cases.csv")["file"].tolist() == ["viewers/person.js", "viewers/phantom.js"]
+
+
+def test_only_persons_lose_their_faces_and_only_if_no_parameter_shows_them(study):
+    cases.write_viewers(study, CHOSEN)
+    assert [told(study, name)["faceRemoved"] for name in ("person", "phantom")] == [True, False]
+    study.params.show_faces = True
+    cases.write_viewers(study, CHOSEN)
+    assert [told(study, name)["faceRemoved"] for name in ("person", "phantom")] == [False, False]
+    study.params.show_faces, study.cohort = False, study.cohort.drop(columns="synthetic")
+    cases.write_viewers(study, CHOSEN)
+    assert [told(study, name)["faceRemoved"] for name in ("person", "phantom")] == [True, True]
+
+
+def test_files_of_cases_that_are_no_longer_chosen_go(study):
+    cases.write_viewers(study, CHOSEN)
+    cases.write_viewers(study, CHOSEN[1:])
+    assert sorted(path.name for path in study.viewers.iterdir()) == ["cases.csv", "phantom.js"]
 
 
 @pytest.mark.parametrize(("spacing_mm", "factor"), [(2.5, 2), (5.0, 4), (1.0, 1)])

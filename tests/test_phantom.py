@@ -228,6 +228,44 @@ def test_lesions_follow_the_papers_numbers(plans):
     assert (plans.groupby("patient").label.max() > 0).all()
 
 
+def test_in_the_hard_world_inflamed_nodes_look_like_metastases(plans):
+    """Uptake alone tells the two apart in the usual world, hardly in the hard one; primaries are the same."""
+    hard = []
+    for patient in range(600):
+        rng = np.random.default_rng([SEED, patient])
+        lesions = phantom._lesions(rng, "main", phantom._person(rng, "main")["tumour_site"], phantom.HARD)
+        hard += [(lesion.label, lesion.suv, lesion.volume_ml) for lesion in lesions]
+    hard = pd.DataFrame(hard, columns=["label", "suv", "volume_ml"])
+    uptake = {
+        name: auc(table.suv[table.label == 2].to_numpy(), table.suv[table.label == 0].to_numpy())
+        for name, table in (("usual", plans), ("hard", hard))
+    }
+    assert uptake["usual"] > 0.85
+    assert uptake["hard"] < 0.65
+    assert (hard.label == 0).sum() / 600 > 3 * (plans.label == 0).sum() / 1500
+    assert hard[hard.label == 1].suv.median() == pytest.approx(plans[plans.label == 1].suv.median(), rel=0.1)
+    assert hard[hard.label == 2].volume_ml.median() == pytest.approx(
+        plans[plans.label == 2].volume_ml.median(), rel=0.1
+    )
+
+
+def test_external_scanners_of_the_hard_world_resolve_less_than_any_of_the_main_ones():
+    main = [phantom.HARD.site("main", site) for site in phantom.SITES["main"]]
+    assert tuple(main) == phantom.SITES["main"]
+    for site in phantom.SITES["external"]:
+        assert phantom.HARD.site("external", site).fwhm_mm > max(one.fwhm_mm for one in main)
+        assert phantom.USUAL.site("external", site) is site
+
+
+def test_a_hard_cohort_and_a_usual_one_do_not_mix(tmp_path, monkeypatch):
+    monkeypatch.setattr(phantom, "_work", lambda jobs, processes: iter(()))
+    monkeypatch.setattr(phantom, "make_patient", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(FileNotFoundError):  # nobody was drawn, so there is no table to write
+        write_cohort(tmp_path, 1, 0, SEED, hard=True)
+    with pytest.raises(InputError, match=r"holds another synthetic cohort: .*'hard': True"):
+        write_cohort(tmp_path, 1, 0, SEED)
+
+
 def test_the_cox_model_finds_the_hazard_ratio_that_was_put_in():
     rng = np.random.default_rng(3)
     ttb = rng.lognormal(np.log(14), 0.9, 4000)

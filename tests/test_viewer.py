@@ -119,6 +119,37 @@ def test_air_round_the_patient_is_cut_but_no_lesion():
     assert (viewer.cropped(replace(wide, ct=elsewhere)).reference > 0).sum() == (wide.reference > 0).sum()
 
 
+def test_the_couch_is_cut_though_it_is_wide():
+    wide = case(40)
+    ct = np.full(wide.pet.shape, -1000.0)
+    ct[5:35, 8:30] = 40
+    ct[:, 34] = 0  # 20 mm behind the patient
+    assert viewer.cropped(replace(wide, ct=ct)).reference.shape == (34, 26, 8)
+
+
+def test_a_plate_is_cut_to_the_patient_in_its_own_slices():
+    wide = case(40)
+    ct = np.full(wide.pet.shape, -1000.0)
+    ct[15:25, 10:20] = 40  # a neck
+    ct[:, 5:35, 7] = 40  # shoulders, in a slice without a lesion
+    shoulders = replace(wide, ct=ct)
+    assert viewer.crop_box(shoulders, [2, 6])[0] == slice(4, 27)  # from the node (6) to the neck (24), and 8 mm of air
+    assert viewer.crop_box(shoulders, [2, 7])[0] == slice(0, 40)
+
+
+def test_the_scale_bar_is_as_long_as_it_says():
+    """24 voxels of 5 mm are 240 pixels wide: 2 cm are 40 of them."""
+    picture = np.asarray(Image.open(io.BytesIO(viewer.plate(case(ct=None), panel_px=240))).convert("L"))
+    bar = picture[228:240, 180:240].min(axis=0) < 100
+    assert bar.sum() == pytest.approx(40, abs=3)
+
+
+def test_plates_write_names_with_accents():
+    font = viewer.typeface(40)
+    drawn = {bytes(font.getmask(letter)) for letter in ("u", "\N{LATIN SMALL LETTER U WITH DIAERESIS}", "\uffff")}
+    assert len(drawn) == 3  # not the sign for what is lacking
+
+
 def test_pet_alone_has_one_panel():
     three = case()
     three.reference[2:4, 2:4, 0] = NODES  # a third slice: now the PET lies below the CT
