@@ -13,6 +13,7 @@ FOLDER = os.getcwd()  # the study's folder
 os.chdir(BASE)
 STUDY = Study.open(os.path.relpath(FOLDER))
 SOURCE = steps.source_fingerprint(STUDY)
+CORRECTIONS = steps.corrections_fingerprint(STUDY)
 os.chdir(FOLDER)
 PARAMS = STUDY.params
 
@@ -81,6 +82,7 @@ rule train_fold:
                 *params.NETWORK,
                 *params.FOLDS,
                 *params.TRAINING,
+                *params.PREDICTION,
                 *params.STOPPING,
                 *params.SHARING,
             )
@@ -105,6 +107,7 @@ rule external_testing:
         "notebooks/3_external_testing.ipynb",
     params:
         code=steps.code_fingerprint("3_external_testing"),
+        values=PARAMS.part(params.PREDICTION),
     threads: PARAMS.threads
     log:
         "logs/3_external_testing.log",
@@ -149,6 +152,7 @@ rule chapter:
     params:
         code=lambda wildcards: steps.code_fingerprint(wildcards.chapter),
         values=lambda wildcards: PARAMS.part(params.REPORT if wildcards.chapter == "8_cases" else ()),
+        corrections=lambda wildcards: CORRECTIONS if wildcards.chapter == "10_corrections" else "",
     log:
         "logs/{chapter}.log",
     benchmark:

@@ -75,12 +75,15 @@ def phantom(
     patients: Annotated[int, typer.Option(min=0, help="Patients of the main cohort.")] = 30,
     external: Annotated[int, typer.Option(min=0, help="Patients of the external cohort.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same patients.")] = 2023,
+    hard: Annotated[
+        bool, typer.Option("--hard", help="Pale nodes, many inflamed ones, external scanners unlike the others.")
+    ] = False,
 ) -> None:
     """Write a cohort of synthetic patients with known truth."""
     from mtvlib.phantom import write_cohort
 
     with _bar("synthetic patients") as progress:
-        cohort = write_cohort(out, patients, external, seed, progress=progress)
+        cohort = write_cohort(out, patients, external, seed, hard=hard, progress=progress)
     print(f"{patients} + {external} synthetic patients in {cohort}")
 
 
@@ -203,12 +206,15 @@ def run(
     cores: Annotated[Optional[int], typer.Option(min=1, help="Processor cores; all by default.")] = None,  # noqa: UP045
     profile: Annotated[Optional[str], typer.Option(help="Snakemake profile: a name in profiles/, or a folder.")] = None,  # noqa: UP045
     device: Annotated[Optional[Device], typer.Option(help="In place of the parameter `device`.")] = None,  # noqa: UP045
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with trainings that were stopped; an error where there are none.")
+    ] = False,
 ) -> None:
     """Run a whole study, or what of it is unfinished or changed."""
     from mtvlib.flow import run_study
     from mtvlib.tables import table1_text
 
-    study = run_study(params, cores=cores, profile=profile, device=device, show=Lines().show)
+    study = run_study(params, cores=cores, profile=profile, device=device, resume=resume, show=Lines().show)
     print(f"\n{table1_text(study.summary, synthetic=study.synthetic)}\n")
     print(f"Results: {study.results}   Notebooks: {study.folder / 'notebooks'}")
     print(f"For the report: mtv report {study.folder}")

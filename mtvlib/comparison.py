@@ -190,10 +190,10 @@ def _difference(
     found = bootstrap.of_sums(
         np.column_stack([method, other]), lambda sums: {"difference": value(sums[..., :k]) - value(sums[..., k:])}
     )["difference"]
-    return _with_width(found)
+    return with_width(found)
 
 
-def _with_width(estimate: Estimate) -> Estimate:
+def with_width(estimate: Estimate) -> Estimate:
     """Without its interval where that has no width: it would claim a certainty that the bootstrap cannot give."""
     if estimate.ci95 and estimate.ci95[1] - estimate.ci95[0] < 10**-DECIMALS:
         return Estimate(estimate.value, None, "no interval: persons differ alike, so every resample gives the same")
@@ -206,7 +206,7 @@ def _ranked(differences: np.ndarray, measure: str, bootstrap: Bootstrap) -> dict
     gains = -differences if measure in LOWER_IS_BETTER else differences
     better, worse = int((gains > 0).sum()), int((gains < 0).sum())
     share = Estimate(better / len(gains), wilson(better, len(gains)))
-    effect = _with_width(bootstrap.of_sample(gains[:, None], _effect, {"r": "no person differs"})["r"])
+    effect = with_width(bootstrap.of_sample(gains[:, None], _effect, {"r": "no person differs"})["r"])
     counts = {"n_better": better, "n_worse": worse, "n_equal": len(gains) - better - worse}
     return counts | {
         **_entries("better_share", share),

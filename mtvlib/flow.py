@@ -33,23 +33,41 @@ def run_study(
     cores: int | None = None,
     profile: str | None = None,
     device: str | None = None,
+    resume: bool = False,
     show: Show,
 ) -> Study:
     """Run or continue the study of a parameter file; `show` gets a line for each thing worth knowing.
 
-    `device` takes the place of the parameter. Raises `InputError` for anything wrong with parameters or cohort before
-    work begins, and `MtvError` if a step fails.
+    `device` takes the place of the parameter. With `resume` there must be trainings to go on with, and none that other
+    parameters or images would begin anew; without it what is there is used as far as it goes. Raises `InputError` for
+    anything wrong with parameters or cohort before work begins, and `MtvError` if a step fails.
     """
     params = mtvlib.params.read(params_file)
     params = params.model_copy(update={"device": device} if device else {})
     study, chosen = Study(params), _profile(profile) if profile else None
     read_cohort(study.source, params)
     check_folder(study.folder)
+    if resume:
+        check_resumable(study)
     with only_run(study.folder):
         mtvlib.params.write(params, study.folder / "params.yml")
         forget_lost_files(study)
         _snakemake(study, cores or os.cpu_count() or 1, chosen, show)
     return study
+
+
+def check_resumable(study: Study) -> None:
+    """Raise `InputError` unless the folds' checkpoints can be gone on with (`mtv run --resume`)."""
+    from mtvlib import checkpoints, cohort  # PyTorch, which a run without --resume need not wait for
+
+    def basis(fold: int) -> str | None:
+        if not (study.volumes / "prepared.csv").exists() or not (study.folder / "cohort.csv").exists():
+            return None  # step 1 has to be done again
+        members = cohort.fold_patients(study.cohort, fold, study.params)
+        return study.training_basis([*members.train, *members.validation])
+
+    folders = [study.fold_folder(fold) for fold in range(study.params.folds)]
+    checkpoints.check_resumable(folders, study.params, basis)
 
 
 @contextmanager

@@ -22,8 +22,8 @@ import mtvlib
 from mtvlib.classes import BACKGROUND, CLASS_NAMES
 from mtvlib.errors import InputError
 from mtvlib.files import atomic_path, sha256, write_json, write_text
-from mtvlib.network import Network, NetworkConfig
-from mtvlib.params import FOLDS, IMAGES, NORMALIZATION, PATCHES, Params
+from mtvlib.network import BothSides, Network, NetworkConfig
+from mtvlib.params import FOLDS, IMAGES, NORMALIZATION, PATCHES, PREDICTION, Params
 from mtvlib.patching import pad_axially, window_starts
 from mtvlib.prepare import load_patient
 from mtvlib.stitching import stitch
@@ -60,7 +60,7 @@ _NEEDED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Model:
-    network: Network
+    network: Network | BothSides  # the latter by the parameter `test_time_flip`
     about: dict[str, Any]  # model.json
 
 
@@ -85,6 +85,7 @@ def save_model(
         "classes": {str(number): name for number, name in CLASS_NAMES.items()},
         "architecture": training.network.config.to_dict(),
         "preprocessing": params.part(PREPROCESSING),
+        "prediction": params.part(PREDICTION),
         "training": {
             "fold": fold,
             "patients": patients,
@@ -122,8 +123,8 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
             remedy=COPY_AGAIN,
         ) from None
     # Channels last: the paper's network takes an eighth less time so on a processor, and less on a graphics card too.
-    network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return Model(network.eval(), about)
+    network = network.to(device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+    return Model(BothSides(network) if about.get("prediction", {}).get("test_time_flip") else network, about)
 
 
 def _read_about(path: Path) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def check_preprocessing(models: Sequence[Model], params: Params) -> None:
                 )
 
 
-def predictor(networks: Sequence[Network]) -> Callable[[torch.Tensor], torch.Tensor]:
+def predictor(networks: Sequence[Network | BothSides]) -> Callable[[torch.Tensor], torch.Tensor]:
     """Mean softmax probabilities of the networks (paper, "Network evaluation": five models in external testing)."""
 
     def predict(windows: torch.Tensor) -> torch.Tensor:
@@ -184,7 +185,7 @@ def predictor(networks: Sequence[Network]) -> Callable[[torch.Tensor], torch.Ten
     return predict
 
 
-def predictor_of_each(networks: Sequence[Network]) -> Callable[[torch.Tensor], torch.Tensor]:
+def predictor_of_each(networks: Sequence[Network | BothSides]) -> Callable[[torch.Tensor], torch.Tensor]:
     """The mean as `predictor` gives it, to the last bit, and behind it each network's own: (N, K (1 + M), x, y, z)."""
 
     def predict(windows: torch.Tensor) -> torch.Tensor:
@@ -197,7 +198,9 @@ def predictor_of_each(networks: Sequence[Network]) -> Callable[[torch.Tensor], t
     return predict
 
 
-def predict_probabilities(networks: Sequence[Network], inputs: np.ndarray, depth: int, stride: int) -> np.ndarray:
+def predict_probabilities(
+    networks: Sequence[Network | BothSides], inputs: np.ndarray, depth: int, stride: int
+) -> np.ndarray:
     """Class probabilities (K, x, y, z) float32 of a prepared volume (C, x, y, z), the mean over the networks.
 
     Windows are stitched once for the mean of the networks: the weights do not depend on the network, so this equals
@@ -208,7 +211,7 @@ def predict_probabilities(networks: Sequence[Network], inputs: np.ndarray, depth
 
 
 def predict_with_each(
-    networks: Sequence[Network], inputs: np.ndarray, depth: int, stride: int
+    networks: Sequence[Network | BothSides], inputs: np.ndarray, depth: int, stride: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """What `predict_probabilities` gives, and the label map of each network by itself (M, x, y, z) uint8.
 
@@ -224,7 +227,7 @@ def predict_with_each(
 @torch.inference_mode()
 def _stitched(
     predict: Callable[[torch.Tensor], torch.Tensor],
-    networks: Sequence[Network],
+    networks: Sequence[Network | BothSides],
     inputs: np.ndarray,
     depth: int,
     stride: int,
@@ -281,7 +284,7 @@ def predict_patients(
     return table
 
 
-def _predict_into(networks: Sequence[Network], study: Study, patient: str) -> dict[str, Any]:
+def _predict_into(networks: Sequence[Network | BothSides], study: Study, patient: str) -> dict[str, Any]:
     """Write a patient's maps; returns his or her row of the index."""
     prepared, depth = load_patient(study.volumes, patient, study.params), study.params.patch_shape[2]
     window = (prepared.inputs, depth, study.params.patch_stride)

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class NetworkConfig:
     classes: int = 3  # background, primary tumour, lymph node metastases
     patch_shape: tuple[int, int, int] = (128, 128, 32)  # fixes the number of tokens at the bottom
     filters: tuple[int, ...] = (16, 32, 64, 128, 256)  # one a level: four poolings bring 128 x 128 x 32 to 8 x 8 x 2
-    units_per_level: int = 2  # residual units of each level on the way down; one on the way up, where skips help
+    units_per_level: int | tuple[int, ...] = 2  # residual units on the way down, or one number a level; one on the way
+    # up, where skips help
     attention: bool = True  # off: the plain residual U-Net, for the ablation
     attention_heads: int = 8
 
@@ -47,6 +49,12 @@ class NetworkConfig:
     @property
     def tokens(self) -> int:
         return math.prod(self.bottom_shape)
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Residual units of each level of the encoder."""
+        units = self.units_per_level
+        return units if isinstance(units, tuple) else (units,) * len(self.filters)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -134,11 +142,11 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpoint_activations = False  # recompute what lies inside a residual unit instead of keeping it
         filters = config.filters
         self.stem = nn.Conv3d(config.in_channels, filters[0], 3, padding=1)
         self.encoder = nn.ModuleList(
-            self._level(filters[max(level - 1, 0)], width, config.units_per_level)
-            for level, width in enumerate(filters)
+            self._level(filters[max(level - 1, 0)], width, config.units[level]) for level, width in enumerate(filters)
         )
         self.attention = (
             SelfAttention(filters[-1], config.attention_heads, config.tokens) if config.attention else nn.Identity()
@@ -161,12 +169,35 @@ class Network(nn.Module):
         x = self.stem(x)
         skips = []
         for level, units in enumerate(self.encoder):
-            x = units(x if level == 0 else F.max_pool3d(x, 2))
+            x = self._through(units, x if level == 0 else F.max_pool3d(x, 2))
             skips.append(x)
         x = self.attention(x)
         for level in reversed(range(len(self.up))):
-            x = self.decoder[level](self.up[level](x).add_(skips[level]))
+            x = self._through(self.decoder[level], self.up[level](x).add_(skips[level]))
         return self.head(_activate(self.norm(x)))
+
+    def _through(self, units: nn.Module, x: Tensor) -> Tensor:
+        if not (self.checkpoint_activations and torch.is_grad_enabled()):
+            return units(x)
+        for unit in units if isinstance(units, nn.Sequential) else [units]:
+            x = checkpoint(unit, x, use_reentrant=False, preserve_rng_state=False)
+        return x
+
+
+class BothSides(nn.Module):
+    """What a network says of a patch and, mirrored back, of its mirror image: logits of the mean probability.
+
+    The softmax of the logarithm of probabilities is these probabilities, so whoever takes the softmax gets their mean.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network, self.config = network, network.config
+
+    def forward(self, x: Tensor) -> Tensor:
+        straight = torch.log_softmax(self.network(x).float(), 1)
+        mirrored = torch.log_softmax(self.network(x.flip(2)).float(), 1).flip(2)
+        return torch.logaddexp(straight, mirrored) - math.log(2)
 
 
 def _initialise(module: nn.Module) -> None:

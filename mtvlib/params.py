@@ -76,7 +76,11 @@ class Params(BaseModel):
     filters: list[Positive] = Field(
         [16, 32, 64, 128, 256], min_length=2, description="channels of each level; choice (Paper: Supplement)"
     )
-    units_per_level: Positive = Field(2, description="residual units of each level of the encoder; choice")
+    units_per_level: Positive | list[Positive] = Field(
+        2,
+        description="residual units of each level of the encoder: one number, or one a level ([1, 3, 4, 6, 6] is "
+        "nnU-Net's residual encoder, deeper where voxels are coarse and units cheap); choice",
+    )
     attention: bool = Field(True, description="multi-head self-attention at the bottom; Paper, Methods")
     attention_heads: Positive = Field(8, description="heads of the self-attention; choice")
 
@@ -100,11 +104,62 @@ class Params(BaseModel):
         None, description="share of patches that hold a lesion; null: as they come; choice (Paper: all patches)"
     )
     flip: bool = Field(False, description="mirror half of the patches left to right; choice (Paper: no augmentation)")
+    augment_share: Fraction = Field(
+        0.3, description="share of the patches that each augmentation below changes; choice (Paper: no augmentation)"
+    )
+    augment_rotation_deg: Annotated[Float, Field(ge=0, le=90)] = Field(
+        0.0,
+        description="largest rotation about the body's axis, degrees: heads are turned in the mask, and a patch is too "
+        "thin to be tilted; choice (Paper: none)",
+    )
+    augment_zoom: Annotated[Float, Field(ge=0, lt=1)] = Field(
+        0.0, description="largest change of size, share: people are large and small; choice (Paper: none)"
+    )
+    augment_elastic_mm: Annotated[Float, Field(ge=0, le=5)] = Field(
+        0.0,
+        description="standard deviation of a smooth deformation, mm (more than 5 would fold): necks bend and anatomies "
+        "differ; choice (Paper: none)",
+    )
+    augment_misalignment_mm: Annotated[Float, Field(ge=0)] = Field(
+        0.0,
+        description="largest shift of the CT against the PET along each axis, mm: patients move between the two; "
+        "choice (Paper: none)",
+    )
+    augment_suv_scatter: Annotated[Float, Field(ge=0)] = Field(
+        0.0,
+        description="standard deviation of the logarithm of a factor on the normalised PET: calibration and time of "
+        "uptake scatter by about 10 %; choice (Paper: none)",
+    )
+    augment_noise: Annotated[Float, Field(ge=0)] = Field(
+        0.0,
+        description="largest standard deviation of added noise, share of the normalised range: doses and "
+        "reconstructions differ; choice (Paper: none)",
+    )
+    augment_blur_mm: Annotated[Float, Field(ge=0)] = Field(
+        0.0,
+        description="largest full width at half maximum by which the PET is blurred, mm: scanners resolve 4-8 mm; "
+        "choice (Paper: none)",
+    )
+    augment_low_resolution: Annotated[Float, Field(ge=1)] = Field(
+        1.0,
+        description="largest factor by which voxels are made coarser before they are interpolated again, 1: "
+        "none: sites store other voxels; choice (Paper: none)",
+    )
     ema: Annotated[Float, Field(ge=0, lt=1)] | None = Field(
         None,
         description="decay of a running mean of the weights, validated and kept in their place; null: none; choice",
     )
     optimizer: Literal["adadelta", "adamw"] = Field("adadelta", description="optimiser; Paper, Methods")
+    warmup_epochs: Annotated[Int, Field(ge=0)] = Field(
+        0,
+        description="epochs in which the learning rate rises step by step to its value: AdamW's first steps are "
+        "large while its averages are young; choice",
+    )
+    gradient_clip: PositiveFloat | None = Field(
+        None,
+        description="largest norm of a step's gradient, longer ones are shortened to it: one odd batch then cannot "
+        "undo an epoch; null: none; choice",
+    )
     learning_rate: PositiveFloat = Field(1.0, description="factor of the update (MXNet's Adadelta has none: 1); choice")
     learning_rate_power: Annotated[Float, Field(gt=0)] | None = Field(
         None,
@@ -113,12 +168,42 @@ class Params(BaseModel):
     adadelta_rho: Annotated[Float, Field(gt=0, lt=1)] = Field(0.9, description="Adadelta's decay; MXNet's default")
     adadelta_eps: PositiveFloat = Field(1e-5, description="Adadelta's epsilon; MXNet's default")
     weight_decay: Annotated[Float, Field(ge=0)] = Field(0.0, description="weight decay; MXNet's default")
+    loss: Literal["dice_cross_entropy", "dice", "cross_entropy"] = Field(
+        "dice_cross_entropy", description="what training lowers; Paper, Methods"
+    )
     dice_smooth: PositiveFloat = Field(1e-5, description="smoothing of the Dice loss, voxels; choice")
     dice_background: bool = Field(False, description="background counts in the Dice loss; choice")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs; choice")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of training; choice")
+    channels_last: bool = Field(
+        False,
+        description="voxel-major order in memory: two to three times faster on a processor, the same but for rounding "
+        "(a CUDA device always has it); choice",
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile the network, on CUDA with CUDA graphs: pays where compiling (minutes) is short "
+        "beside the training; choice",
+    )
+    accumulate: Positive = Field(
+        1,
+        description="parts into which a step's batch is cut to save memory: the same step but for rounding, a third "
+        "slower; choice",
+    )
+    checkpoint_activations: bool = Field(
+        False,
+        description="compute inner activations twice instead of keeping them, to save memory: the same step, a third "
+        "slower; choice",
+    )
     threads: Positive = Field(
         2, description="processor threads of a step (part of what makes a run repeatable); choice"
+    )
+
+    # --- prediction
+    test_time_flip: bool = Field(
+        False,
+        description="mean of the prediction and that of the left-right mirrored image: two looks err less than one, "
+        "for twice the time; choice (Paper: no)",
     )
 
     # --- evaluation
@@ -163,6 +248,10 @@ class Params(BaseModel):
             )
         if self.patch_stride > self.patch_shape[2]:
             raise ValueError(f"patch_stride {self.patch_stride} leaves gaps between patches of {self.patch_shape[2]}")
+        if isinstance(self.units_per_level, list) and len(self.units_per_level) != len(self.filters):
+            raise ValueError(f"units_per_level {self.units_per_level} must name one number for each of {self.filters}")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate {self.accumulate} cuts a batch_size of {self.batch_size} into empty parts")
         if self.attention and self.filters[-1] % self.attention_heads:
             raise ValueError(f"attention_heads {self.attention_heads} must divide the last of filters {self.filters}")
         if self.validation_fraction + 1 / self.folds >= 1:
@@ -179,6 +268,22 @@ class Params(BaseModel):
     def study_folder(self) -> Path:
         return Path(self.studies) / self.name
 
+    @property
+    def augmentations(self) -> list[str]:
+        """What is done to training patches, in words; empty for the paper."""
+        kinds = {
+            "mirroring": self.flip,
+            "rotation": self.augment_rotation_deg,
+            "zoom": self.augment_zoom,
+            "elastic deformation": self.augment_elastic_mm,
+            "misalignment of the CT": self.augment_misalignment_mm,
+            "scatter of the SUV": self.augment_suv_scatter,
+            "noise": self.augment_noise,
+            "blur of the PET": self.augment_blur_mm,
+            "coarser voxels": self.augment_low_resolution - 1,
+        }
+        return [name for name, on in kinds.items() if on and (name == "mirroring" or self.augment_share)]
+
     def part(self, names: Iterable[str]) -> dict[str, Any]:
         """These parameters as plain JSON values, for instance `params.part(IMAGES)`."""
         values = self.model_dump(mode="json")
@@ -186,28 +291,47 @@ class Params(BaseModel):
 
 
 # Which step a parameter matters to: a step is redone, and a checkpoint or model refused, only when its own change.
-STUDY = ("name", "cohort", "studies", "seed", "device", "threads")
+STUDY = ("name", "cohort", "studies", "seed", "device", "threads", "checkpoint_activations")
 IMAGES = ("channels", "spacing_mm", "crop_shape", "axial_mm")
 NORMALIZATION = ("ct_window_hu", "pet_normalization", "pet_window_suv")
 PATCHES = ("patch_shape", "patch_stride")
 NETWORK = ("filters", "units_per_level", "attention", "attention_heads")
 FOLDS = ("folds", "split_by", "validation_fraction")
+AUGMENTATION = (
+    "augment_share",
+    "augment_rotation_deg",
+    "augment_zoom",
+    "augment_elastic_mm",
+    "augment_misalignment_mm",
+    "augment_suv_scatter",
+    "augment_noise",
+    "augment_blur_mm",
+    "augment_low_resolution",
+)
 TRAINING = (
     "batch_size",
     "steps_per_epoch",
     "foreground_share",
     "flip",
+    *AUGMENTATION,
     "ema",
     "optimizer",
     "learning_rate",
+    "warmup_epochs",
+    "gradient_clip",
     "learning_rate_power",
     "adadelta_rho",
     "adadelta_eps",
     "weight_decay",
+    "loss",
     "dice_smooth",
     "dice_background",
     "precision",
+    "channels_last",
+    "compile",
+    "accumulate",
 )
+PREDICTION = ("test_time_flip",)
 STOPPING = ("epochs", "patience")
 SHARING = ("weights_licence",)
 REPORT = ("show_faces",)
@@ -236,7 +360,9 @@ def from_dict(values: dict[str, Any], *, file: str | Path | None = None) -> Para
 
 
 def _say(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
+    first, *inside = problem["loc"] or ("",)
+    # Of a parameter that may be of two kinds, pydantic names the kind that it tried as well.
+    name = ".".join(str(part) for part in (first, *inside) if part is first or isinstance(part, int))
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, Params.model_fields, n=1, cutoff=0.5)
         hint = f", did you mean '{near[0]}'?" if near else ""

@@ -1,12 +1,21 @@
-"""Axial windows over a volume: where they start, and the volumes of a fold as one tensor that windows are cut from."""
+"""Axial windows over a volume: where they start, and the volumes of a fold that windows are cut from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+
+from mtvlib.params import Params
+
+DEVICE_SHARE = 0.5  # of a graphics card's free memory for volumes; the network's step needs the rest (choice)
+HOST_SHARE = 0.7  # of the computer's free memory (choice)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -34,41 +43,146 @@ def pad_axially(volume: np.ndarray, depth: int) -> np.ndarray:
     return np.pad(volume, [(0, 0)] * (volume.ndim - 1) + [(0, missing)])
 
 
+# --- the volumes of a fold
+
+
 @dataclass(frozen=True)
 class PatchPool:
-    """All volumes of a fold's part, end to end along z, on the device where they are used.
+    """All volumes of a fold's part; a patch is a view of one of them, so an epoch copies only what one batch needs.
 
-    `inputs` (C, X, Y, sum of Z) float32, `labels` (X, Y, sum of Z) uint8. A patch is a view of both, so an epoch copies
-    only what one batch needs.
+    Slices come first in memory, `inputs` (z, C, x, y) float32 and `labels` (z, x, y) uint8: a patch is then one block,
+    which a graphics card fetches in one go where its volume had to stay in the computer's memory.
     """
 
-    inputs: torch.Tensor
-    labels: torch.Tensor
+    inputs: tuple[torch.Tensor, ...]
+    labels: tuple[torch.Tensor, ...]
+    patients: tuple[str, ...]  # of each volume
+    owners: tuple[int, ...]  # volume of each patch
     starts: tuple[int, ...]  # first slice of each patch
     with_lesion: tuple[bool, ...]  # whether a patch holds a lesion
     depth: int
+    device: torch.device  # where batches are made
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def batch(self, patches: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs (N, C, X, Y, Z) float32 and labels (N, X, Y, Z) int64 of the patches with these numbers."""
-        windows = [slice(self.starts[i], self.starts[i] + self.depth) for i in patches]
-        inputs = torch.stack([self.inputs[..., window] for window in windows])
-        labels = torch.stack([self.labels[..., window] for window in windows])
-        return inputs, labels.long()
+        inputs = torch.stack([self._window(self.inputs, i).permute(1, 2, 3, 0) for i in patches])
+        labels = torch.stack([self._window(self.labels, i).permute(1, 2, 0) for i in patches])
+        return inputs.contiguous(), labels.contiguous().long()
+
+    def patients_of(self, patches: Iterable[int]) -> list[str]:
+        """Whose patches these are, each once, in order."""
+        return sorted({self.patients[self.owners[i]] for i in patches})
+
+    def _window(self, volumes: tuple[torch.Tensor, ...], patch: int) -> torch.Tensor:
+        start = self.starts[patch]
+        return volumes[self.owners[patch]][start : start + self.depth].to(self.device, non_blocking=True)
 
 
 def patch_pool(
-    volumes: Sequence[tuple[np.ndarray, np.ndarray]], depth: int, stride: int, device: torch.device | str = "cpu"
+    volumes: Iterable[tuple[str, np.ndarray, np.ndarray]],
+    depth: int,
+    stride: int,
+    device: torch.device | str = "cpu",
+    *,
+    device_bytes: float | None = None,
+    host_bytes: float | None = None,
+    scratch: Path | None = None,
 ) -> PatchPool:
-    """Pool of volumes [(inputs (C, x, y, z), labels (x, y, z)), ...] with windows of `depth` slices, `stride` apart."""
-    inputs, labels, starts, offset = [], [], [], 0
-    for volume, reference in volumes:
-        inputs.append(torch.from_numpy(np.ascontiguousarray(pad_axially(volume, depth), dtype=np.float32)))
-        labels.append(torch.from_numpy(np.ascontiguousarray(pad_axially(reference, depth), dtype=np.uint8)))
-        starts += [offset + start for start in window_starts(volume.shape[-1], depth, stride)]
-        offset += inputs[-1].shape[-1]
-    all_labels = torch.cat(labels, dim=-1)
-    with_lesion = tuple(bool(all_labels[..., start : start + depth].any()) for start in starts)
-    return PatchPool(torch.cat(inputs, dim=-1).to(device), all_labels.to(device), tuple(starts), with_lesion, depth)
+    """Pool of (patient, inputs (C, x, y, z), labels (x, y, z)) with windows of `depth` slices, `stride` apart.
+
+    A volume stays on the device as long as half of its free memory lasts, then in the computer's (pinned, so that
+    copies do not keep the device waiting), then in a memory-mapped file without a name in `scratch`. `device_bytes`,
+    `host_bytes`: other limits. Batches are the same wherever the volumes lie.
+    """
+    store = Store(torch.device(device), device_bytes, host_bytes, scratch)
+    inputs, labels, patients, owners, starts, with_lesion = [], [], [], [], [], []
+    for number, (patient, volume, reference) in enumerate(volumes):
+        first = window_starts(volume.shape[-1], depth, stride)
+        reference = pad_axially(reference, depth)
+        patients.append(patient)
+        owners += [number] * len(first)
+        starts += first
+        with_lesion += [bool(reference[..., start : start + depth].any()) for start in first]
+        inputs.append(store.keep(np.moveaxis(pad_axially(volume, depth), -1, 0), np.float32))
+        labels.append(store.keep(np.moveaxis(reference, -1, 0), np.uint8))
+    return PatchPool(
+        tuple(inputs), tuple(labels), tuple(patients), tuple(owners), tuple(starts), tuple(with_lesion), depth,
+        store.device,
+    )  # fmt: skip
+
+
+class Store:
+    """Room for arrays: on the device first, then in the computer's memory, then on disk."""
+
+    def __init__(
+        self, device: torch.device, device_bytes: float | None, host_bytes: float | None, scratch: Path | None
+    ) -> None:
+        self.device, self.scratch = device, scratch
+        self.device_bytes = DEVICE_SHARE * free_device_bytes(device) if device_bytes is None else device_bytes
+        self.host_bytes = HOST_SHARE * free_host_bytes() if host_bytes is None else host_bytes
+
+    def keep(self, array: np.ndarray, kind: type) -> torch.Tensor:
+        array = np.array(array, dtype=kind, order="C")  # a copy: the caller's may be a mapped file
+        if self.device.type != "cpu" and array.nbytes <= self.device_bytes:
+            self.device_bytes -= array.nbytes
+            return torch.from_numpy(array).to(self.device)
+        if array.nbytes <= self.host_bytes:
+            self.host_bytes -= array.nbytes
+            tensor = torch.from_numpy(array)
+            return tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return self._mapped(array)
+
+    def _mapped(self, array: np.ndarray) -> torch.Tensor:
+        """The array in a file that vanishes with the last look at it; the system drops its pages at will."""
+        with tempfile.NamedTemporaryFile(dir=self.scratch) as file:
+            array.tofile(file)
+            file.flush()
+            return torch.from_numpy(np.memmap(file.name, array.dtype, "r+", shape=array.shape))
+
+
+def free_device_bytes(device: torch.device) -> float:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def free_host_bytes() -> float:
+    """Memory that could be had without swapping; where the system does not tell, half of what there is."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return 1024 * float(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+
+
+# --- the order of an epoch
+
+
+def batches(with_lesion: Sequence[bool], params: Params, fold: int, epoch: int) -> list[list[int]]:
+    """Patch numbers of each step of an epoch; `with_lesion`: for every patch whether it holds a lesion.
+
+    Every patch comes once in a random order (paper), or `steps_per_epoch` batches are drawn; with `foreground_share`,
+    that share of them from the patches with a lesion. Random numbers come from (seed, fold, epoch), which is what makes
+    a resumed run repeat the one that was killed.
+    """
+    random = np.random.default_rng([params.seed, fold, epoch])
+    steps, patches = params.steps_per_epoch, len(with_lesion)
+    wanted = patches if steps is None else steps * params.batch_size
+    if params.foreground_share is None:
+        order = _draw(random, np.arange(patches), wanted)
+    else:
+        inside = np.flatnonzero(with_lesion)
+        foreground = round(params.foreground_share * wanted) if len(inside) else 0
+        outside = np.flatnonzero(~np.asarray(with_lesion))
+        foreground = foreground if len(outside) else wanted
+        drawn = [_draw(random, inside, foreground), _draw(random, outside, wanted - foreground)]
+        order = random.permutation(np.concatenate(drawn))
+    return [order[first : first + params.batch_size].tolist() for first in range(0, len(order), params.batch_size)]
+
+
+def _draw(random: np.random.Generator, numbers: np.ndarray, wanted: int) -> np.ndarray:
+    """`wanted` of the numbers in a random order, each as often as the others give or take one."""
+    rounds = math.ceil(wanted / len(numbers)) if wanted else 0
+    return np.concatenate([np.empty(0, int), *(random.permutation(numbers) for _ in range(rounds))])[:wanted]

@@ -29,7 +29,10 @@ from mtvlib.errors import InputError, MtvError, WorkError
 from mtvlib.files import sha256, write_json, write_text
 from mtvlib.study import Study
 
-CHAPTERS = ("4_delineation", "5_classification", "6_lesions", "7_survival", "8_cases", "9_trust")
+CHAPTERS = (
+    *("4_delineation", "5_classification", "6_lesions", "7_survival", "8_cases", "9_trust"),
+    "10_corrections",
+)
 TRAIN_FOLD = "2_train_fold"
 HASHES = ".images.json"  # in the study's folder: what the images' contents were at the last look
 MODULES = {"evaluation": "mtvlib.evaluation", "manifest": "mtvlib.manifest"}  # steps that are no notebooks
@@ -77,6 +80,15 @@ def source_fingerprint(study: Study) -> str:
     for path in files:
         digest.update(f"{path.name} {hashes.get(path)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def corrections_fingerprint(study: Study) -> str:
+    """Hash of the records of all corrections, which name the sha256 of their maps; '' without any."""
+    files = sorted((study.folder / "corrections").glob("*/[0-9]*.json"))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.parent.name} {path.name} {sha256(path)}\n".encode())
+    return digest.hexdigest()[:16] if files else ""
 
 
 def content_hashes(paths: Sequence[Path], known: Path) -> dict[Path, str]:

@@ -145,11 +145,34 @@ def delineate_all(
     _check(suv, seeds, methods)
     spacing = tuple(float(side) for side in spacing_mm)
     labels = {name: np.zeros(suv.shape, np.uint8) for name in methods}
-    part = _grown(bounding_box(seeds), margin_mm + SHELL_MM[1], spacing, suv.shape)  # a CT's grid may be huge
+    part = _part(seeds, margin_mm, spacing)
     for search in _searches(suv[part], seeds[part], spacing, margin_mm, connectivity):
         for name in methods:
             labels[name][part][search.box][METHODS[name][1](search)] = search.label
     return labels
+
+
+def searches(
+    suv: np.ndarray,
+    seeds: np.ndarray,
+    spacing_mm: Sequence[float],
+    *,
+    margin_mm: float = MARGIN_MM,
+    connectivity: Connectivity = 26,
+) -> tuple[Box, list[Search]]:
+    """What `delineate` works on, for whoever tries many thresholds: the search of each lesion, in a part of the volume.
+
+    The boxes of the searches count from that part's corner.
+    """
+    _check(suv, seeds, ())
+    spacing = tuple(float(side) for side in spacing_mm)
+    part = _part(seeds, margin_mm, spacing)
+    return part, list(_searches(suv[part], seeds[part], spacing, margin_mm, connectivity))
+
+
+def _part(seeds: np.ndarray, margin_mm: float, spacing_mm: Sequence[float]) -> Box:
+    """All that the searches need: a CT's grid may be huge."""
+    return _grown(bounding_box(seeds), margin_mm + SHELL_MM[1], spacing_mm, seeds.shape)
 
 
 def _check(suv: np.ndarray, seeds: np.ndarray, methods: Sequence[str]) -> None:

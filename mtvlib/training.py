@@ -1,4 +1,4 @@
-"""Training of one fold: loss, loop, validation, checkpoint after each epoch, resume.
+"""Training of one fold: loop, validation, health, resume, and what a reader sees of it.
 
 What an epoch does depends on the parameters, the fold and the number of the epoch alone, so a run that was killed and
 resumed from the last epoch's checkpoint ends with the same weights as one that was not.
@@ -8,78 +8,66 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from mtvlib.classes import LESION_CLASSES
+from mtvlib.augment import augment
+from mtvlib.augment import wanted as augmentation_wanted
+from mtvlib.checkpoints import STATE_FILE, Epoch, Training, resume, save_state, sweep, training_params
+from mtvlib.classes import LESION_CLASSES, NODES, PRIMARY
 from mtvlib.errors import InputError, WorkError
-from mtvlib.files import atomic_path, write_text
+from mtvlib.files import write_text
+from mtvlib.loss import Loss, PartsLoss, dice_terms, loss_of
 from mtvlib.network import Network, NetworkConfig, build
-from mtvlib.params import FOLDS, IMAGES, NETWORK, NORMALIZATION, PATCHES, TRAINING, Params
-from mtvlib.patching import PatchPool, patch_pool
+from mtvlib.optimisation import learning_rate, limit_gradient, make_optimizer, set_learning_rate, update_mean
+from mtvlib.params import Params
+from mtvlib.patching import PatchPool, batches, patch_pool
+
+__all__ = [  # what other rooms take from here, wherever it lives
+    "Epoch", "Patients", "Training", "choose_device", "describe", "make_optimizer", "network_config", "reporter",
+    "train_fold", "training_params", "use_processor",
+]  # fmt: skip
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-STATE_FILE, PREVIOUS_FILE = "training_state.safetensors", "training_state.previous.safetensors"
-TRAIN_ANEW = "delete it to train this fold anew."
-_OPTIMIZER_STATE = {  # what PyTorch keeps for each parameter
-    "adadelta": ("step", "square_avg", "acc_delta"),
-    "adamw": ("step", "exp_avg", "exp_avg_sq"),
-}
+LOOK_BACK = 50  # steps after which losses are looked at: each look makes the host wait for the device once
+DIVERGED = 20.0  # a loss above it is beyond repair: at the start it is about 2 (1 of Dice, ln 3 of cross-entropy)
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """One line of history.csv."""
+class Patients(Sequence[tuple[str, np.ndarray, np.ndarray]]):
+    """Patients that are read when they are asked for, so that only the pool of patches holds them all."""
 
-    epoch: int  # from 1
-    train_loss: float  # mean of the steps
-    validation_soft_dsc: float
-    seconds: float
+    def __init__(self, names: Sequence[str], read: Callable[[str], tuple[str, np.ndarray, np.ndarray]]) -> None:
+        self.names, self.read = names, read
 
+    def __len__(self) -> int:
+        return len(self.names)
 
-@dataclass
-class Training:
-    """A fold's training at the end of an epoch: all that a resume needs."""
-
-    network: Network
-    optimizer: torch.optim.Optimizer
-    mean: Network | None  # with the running mean of the weights, if the parameter `ema` asks for it
-    history: list[Epoch]
-    best_epoch: int
-    best_weights: dict[str, Tensor]
-
-    @property
-    def validated(self) -> Network:
-        """The network that is validated and kept."""
-        return self.network if self.mean is None else self.mean
-
-    @property
-    def best_soft_dsc(self) -> float:
-        return self.history[self.best_epoch - 1].validation_soft_dsc if self.best_epoch else -math.inf
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self.read(self.names[index])
 
 
 def network_config(params: Params) -> NetworkConfig:
+    units = params.units_per_level
     return NetworkConfig(
         in_channels=len(params.channels),
         patch_shape=params.patch_shape,
         filters=tuple(params.filters),
-        units_per_level=params.units_per_level,
+        units_per_level=tuple(units) if isinstance(units, list) else units,
         attention=params.attention,
         attention_heads=params.attention_heads,
     )
+
+
+# --- the machine
 
 
 def choose_device(name: str) -> torch.device:
@@ -103,32 +91,50 @@ def use_processor(threads: int) -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-# --- loss and monitor
+def channels_last(params: Params, device: torch.device) -> bool:
+    return params.channels_last or device.type == "cuda"
 
 
-def dice_terms(probabilities: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
-    """Per class, over batch and voxels: twice the soft intersection and the sum of both volumes; each (K,)."""
-    over = (0, *range(2, probabilities.ndim))
-    return 2 * (probabilities * one_hot).sum(over), probabilities.sum(over) + one_hot.sum(over)
+def start(params: Params, fold: int, device: torch.device) -> Training:
+    """A training before its first epoch."""
+    network = build(network_config(params), seed=params.seed * 1000 + fold).to(device)
+    if channels_last(params, device):
+        network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network.checkpoint_activations = params.checkpoint_activations
+    mean = None if params.ema is None else copy.deepcopy(network)
+    training = Training(network, make_optimizer(network, params), mean, [], 0, {})
+    if params.compile:
+        mode = "reduce-overhead" if device.type == "cuda" else "default"  # the former: CUDA graphs
+        training.compiled = torch.compile(network, mode=mode, dynamic=False)
+    return training
 
 
-def dice_cross_entropy(logits: Tensor, labels: Tensor, *, smooth: float, background: bool) -> Tensor:
-    """Dice + cross-entropy with equal weights (paper, "Training procedure"; the exact form is its supplement's).
+@contextmanager
+def memory_watch(params: Params) -> Iterator[None]:
+    """Turn a want of memory into a `WorkError` that names the parameters to change."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        host = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+        if not host and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        names = ("batch_size", "accumulate", "checkpoint_activations")
+        remedy = ["set checkpoint_activations to true (nothing else changes, a checkpoint goes on)"]
+        remedy = [] if params.checkpoint_activations else remedy
+        remedy += [f"raise accumulate (at most {params.batch_size})"] if params.accumulate < params.batch_size else []
+        raise WorkError(
+            f"{'the computer' if host else 'the graphics card'} ran out of memory",
+            value=", ".join(f"{name} {getattr(params, name)}" for name in names),
+            remedy="; else ".join([*remedy, "lower batch_size or filters"]) + ".",
+        ) from None
 
-    Choice: L = 1 - mean_k (2 sum p_k g_k + s) / (sum p_k + sum g_k + s) - mean_voxels log p_true, the sums over the
-    whole batch (a patch without a lesion then cannot dominate), k over the lesion classes unless `background`.
-    `logits` (N, K, X, Y, Z), `labels` (N, X, Y, Z) int64.
-    """
-    logits = logits.float()
-    one_hot = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
-    twice_intersection, volumes = dice_terms(torch.softmax(logits, 1), one_hot)
-    dice = (twice_intersection + smooth) / (volumes + smooth)
-    return 1 - dice[0 if background else 1 :].mean() + F.cross_entropy(logits, labels)
+
+# --- validation
 
 
 @torch.no_grad()
-def validation_soft_dsc(network: Network, pool: PatchPool, batch_size: int) -> float:
-    """The monitor: soft DSC pooled over the whole validation set, mean over the lesion classes that occur in it.
+def soft_dsc_by_class(network: Network, pool: PatchPool, batch_size: int) -> Tensor:
+    """Soft DSC of each class (K,), pooled over the whole validation set; nan for the background and what is absent.
 
     Pooling avoids 0/0 where a patch or a patient has no lesion of a class (choice; the paper's form is its
     supplement's).
@@ -136,7 +142,7 @@ def validation_soft_dsc(network: Network, pool: PatchPool, batch_size: int) -> f
     network.eval()
     twice_intersection: Tensor | float = 0.0
     volumes: Tensor | float = 0.0
-    reference = torch.zeros(network.config.classes, device=pool.labels.device)
+    reference = torch.zeros(network.config.classes, device=pool.device)
     for first in range(0, len(pool), batch_size):
         inputs, labels = pool.batch(range(first, min(first + batch_size, len(pool))))
         probabilities = torch.softmax(network(inputs).float(), 1)
@@ -144,98 +150,119 @@ def validation_soft_dsc(network: Network, pool: PatchPool, batch_size: int) -> f
         intersection, volume = dice_terms(probabilities, one_hot)
         twice_intersection, volumes = twice_intersection + intersection, volumes + volume
         reference += one_hot.sum((0, 2, 3, 4))
-    present = [k for k in LESION_CLASSES.values() if reference[k] > 0]
-    if not present:
+    absent = reference == 0
+    absent[[k for k in range(len(reference)) if k not in LESION_CLASSES.values()]] = True
+    if bool(absent.all()):
         raise InputError(
             "no validation patient has a lesion in the reference, so the best epoch cannot be chosen",
             remedy="add patients with lesions or change the seed of the folds.",
         )
-    return float((twice_intersection / volumes)[present].mean())  # type: ignore[index]
+    return torch.where(absent, torch.nan, twice_intersection / volumes).cpu()
 
 
-# --- one fold
+def validation_soft_dsc(by_class: Tensor) -> float:
+    """The monitor: the mean over the lesion classes that occur in the validation set."""
+    return float(by_class[~by_class.isnan()].mean())
 
 
-def make_optimizer(network: Network, params: Params) -> torch.optim.Optimizer:
-    if params.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay)
-    return torch.optim.Adadelta(
-        network.parameters(),
-        lr=params.learning_rate,
-        rho=params.adadelta_rho,
-        eps=params.adadelta_eps,
-        weight_decay=params.weight_decay,
-    )
+# --- an epoch
 
 
-def learning_rate(params: Params, epochs_done: int) -> float:
-    """Learning rate of the next epoch: constant, or falling towards the last one ("poly", as in nnU-Net; choice)."""
-    if params.learning_rate_power is None:
-        return params.learning_rate
-    return params.learning_rate * (1 - epochs_done / params.epochs) ** params.learning_rate_power
+@dataclass
+class Record:
+    """What the steps of an epoch left behind; the numbers stay on the device until they are looked at."""
+
+    pool: PatchPool
+    fold: int
+    epoch: int
+    batches: list[list[int]] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)  # each (3,): total, dice, cross-entropy
+    norms: list[Tensor] = field(default_factory=list)
+    looked_at: int = 0
+
+    def add(self, batch: list[int], loss: Loss, norm: Tensor) -> None:
+        self.batches.append(batch)
+        self.losses.append(torch.stack([term.detach() for term in loss]))
+        self.norms.append(norm)
+        if len(self.batches) - self.looked_at >= LOOK_BACK:
+            self.look()
+
+    def look(self) -> None:
+        """Raise `WorkError` that names step and patients if a step since the last look was no longer sound."""
+        values = torch.stack(self.losses[self.looked_at :])[:, 0].cpu()
+        norms = torch.stack(self.norms[self.looked_at :]).cpu()
+        bad = ~(values.isfinite() & (values < DIVERGED) & norms.isfinite())
+        if bool(bad.any()):
+            step = int(bad.nonzero()[0])
+            self._stop(self.looked_at + step, float(values[step]), float(norms[step]))
+        self.looked_at = len(self.batches)
+
+    def _stop(self, step: int, loss: float, norm: float) -> None:
+        batch = self.batches[step]
+        patients = self.pool.patients_of(batch)
+        broken = self.pool.patients_of(i for i in batch if not bool(self.pool.batch([i])[0].isfinite().all()))
+        why = f"the images of {', '.join(broken)} hold values that are no numbers" if broken else "the images are sound"
+        raise WorkError(
+            f"training diverged in fold {self.fold}, epoch {self.epoch}, step {step + 1}: the loss is {loss:.4g}, the "
+            f"gradient's norm {norm:.4g}; the batch was of {', '.join(patients)}, {why}; the weights of the epochs "
+            "before are kept",
+            patient=(broken or patients)[0] if len(broken or patients) == 1 else None,
+            remedy="look at these patients' images."
+            if broken
+            else "look at these patients, lower learning_rate, set gradient_clip, or set precision to float32.",
+        )
 
 
-def batches(with_lesion: Sequence[bool], params: Params, fold: int, epoch: int) -> list[list[int]]:
-    """Patch numbers of each step of an epoch; `with_lesion`: for every patch whether it holds a lesion.
-
-    Every patch comes once in a random order (paper), or `steps_per_epoch` batches are drawn; with `foreground_share`,
-    that share of them from the patches with a lesion. Random numbers come from (seed, fold, epoch), which is what makes
-    a resumed run repeat the one that was killed.
-    """
-    random = np.random.default_rng([params.seed, fold, epoch])
-    steps, patches = params.steps_per_epoch, len(with_lesion)
-    wanted = patches if steps is None else steps * params.batch_size
-    if params.foreground_share is None:
-        order = _draw(random, np.arange(patches), wanted)
-    else:
-        inside = np.flatnonzero(with_lesion)
-        foreground = round(params.foreground_share * wanted) if len(inside) else 0
-        outside = np.flatnonzero(~np.asarray(with_lesion))
-        foreground = foreground if len(outside) else wanted
-        drawn = [_draw(random, inside, foreground), _draw(random, outside, wanted - foreground)]
-        order = random.permutation(np.concatenate(drawn))
-    return [order[first : first + params.batch_size].tolist() for first in range(0, len(order), params.batch_size)]
+def step_gradient(training: Training, inputs: Tensor, labels: Tensor, params: Params) -> Loss:
+    """The loss of a batch; its gradient is left in the network's parameters."""
+    network = training.compiled or training.network
+    training.optimizer.zero_grad(set_to_none=True)
+    if params.accumulate == 1:
+        loss = loss_of(_logits(network, inputs, params), labels, params)
+        loss.total.backward()
+        return loss
+    parts = list(zip(inputs.tensor_split(params.accumulate), labels.tensor_split(params.accumulate), strict=True))
+    parts = [part for part in parts if len(part[0])]
+    pooled = PartsLoss(params, len(inputs))
+    for one, reference in parts:
+        with torch.no_grad():
+            pooled.look(_logits(network, one, params), reference)
+    pooled.settle()
+    for one, reference in parts:
+        pooled.share(_logits(network, one, params), reference).backward()
+    return pooled.loss
 
 
-def _draw(random: np.random.Generator, numbers: np.ndarray, wanted: int) -> np.ndarray:
-    """`wanted` of the numbers in a random order, each as often as the others give or take one."""
-    rounds = math.ceil(wanted / len(numbers)) if wanted else 0
-    return np.concatenate([np.empty(0, int), *(random.permutation(numbers) for _ in range(rounds))])[:wanted]
+def _logits(network: Callable[[Tensor], Tensor], inputs: Tensor, params: Params) -> Tensor:
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=params.precision == "bfloat16"):
+        return network(inputs)
 
 
-def train_epoch(training: Training, pool: PatchPool, params: Params, fold: int, patients: Sequence[str]) -> float:
-    """One pass of training steps; returns the mean loss. Raises `WorkError` when the loss is no longer finite."""
+def train_epoch(training: Training, pool: PatchPool, params: Params, fold: int) -> Record:
+    """One pass of training steps. Raises `WorkError`, at most `LOOK_BACK` steps later, when one is no longer sound."""
     training.network.train()
-    for group in training.optimizer.param_groups:
-        group["lr"] = learning_rate(params, len(training.history))
-    device = pool.inputs.device
-    losses = []
     epoch = len(training.history) + 1
+    record = Record(pool, fold, epoch)
     steps = batches(pool.with_lesion, params, fold, epoch)
     flips = np.random.default_rng([params.seed, fold, epoch, 1]).random((len(steps), params.batch_size)) < 0.5
-    for step, (batch, flip) in enumerate(zip(steps, flips, strict=True), start=(epoch - 1) * len(steps)):
+    augmented, in_order = augmentation_wanted(params), channels_last(params, pool.device)
+    for step, (batch, flip) in enumerate(zip(steps, flips, strict=True)):
         inputs, labels = pool.batch(batch)
         if params.flip:
             inputs, labels = mirror(inputs, flip[: len(batch)], 2), mirror(labels, flip[: len(batch)], 1)
-        with torch.autocast(device.type, torch.bfloat16, enabled=params.precision == "bfloat16"):
-            logits = training.network(inputs)
-        loss = dice_cross_entropy(logits, labels, smooth=params.dice_smooth, background=params.dice_background)
-        training.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if augmented:
+            inputs, labels = augment(inputs, labels, params, [params.seed, fold, epoch, 2, step])
+        if in_order:
+            inputs = inputs.contiguous(memory_format=torch.channels_last_3d)
+        set_learning_rate(training.optimizer, learning_rate(params, epoch - 1 + (step + 0.5) / len(steps)))
+        loss = step_gradient(training, inputs, labels, params)
+        norm = limit_gradient(training.network, params.gradient_clip)
         training.optimizer.step()
         if training.mean is not None and params.ema is not None:
-            update_mean(training.mean, training.network, params.ema, step)
-        losses.append(loss.detach())
-    values = torch.stack(losses)
-    if not bool(torch.isfinite(values).all()):
-        raise WorkError(
-            f"training diverged in fold {fold}, epoch {len(training.history) + 1}: the loss is {float(values.mean())}; "
-            f"the weights of the epochs before are kept",
-            remedy="lower learning_rate, set precision to float32, or look at the images of "
-            + ", ".join(sorted(set(patients))[:5])
-            + " ...",
-        )
-    return float(values.mean())
+            update_mean(training.mean, training.network, params.ema, step + (epoch - 1) * len(steps))
+        record.add(batch, loss, norm)
+    record.look()
+    return record
 
 
 def mirror(batch: Tensor, which: np.ndarray, axis: int) -> Tensor:
@@ -244,20 +271,43 @@ def mirror(batch: Tensor, which: np.ndarray, axis: int) -> Tensor:
     return torch.where(chosen, batch.flip(axis), batch)
 
 
-@torch.no_grad()
-def update_mean(mean: Network, network: Network, decay: float, step: int) -> None:
-    """mean <- d mean + (1 - d) network; d rises to `decay` so that the first steps are forgotten soon."""
-    decay = min(decay, (1 + step) / (10 + step))
-    for average, value in zip(mean.parameters(), network.parameters(), strict=True):
-        average.lerp_(value, 1 - decay)
+def run_epoch(training: Training, pool: PatchPool, check: PatchPool, params: Params, fold: int) -> None:
+    """Train and validate once, and add the epoch to the history; the best one's weights are kept."""
+    began = time.perf_counter()
+    record = train_epoch(training, pool, params, fold)
+    trained = time.perf_counter() - began
+    by_class = soft_dsc_by_class(training.validated, check, params.batch_size)
+    soft_dsc = validation_soft_dsc(by_class)
+    better = soft_dsc > training.best_soft_dsc
+    training.history.append(_measured(training, record, by_class, soft_dsc, trained, time.perf_counter() - began))
+    if better:
+        training.best_epoch = len(training.history)
+        training.best_weights = {
+            name: value.detach().clone() for name, value in training.validated.state_dict().items()
+        }
 
 
-def start(params: Params, fold: int, device: torch.device) -> Training:
-    network = build(network_config(params), seed=params.seed * 1000 + fold).to(device)
-    if device.type == "cuda":
-        network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    mean = None if params.ema is None else copy.deepcopy(network)
-    return Training(network, make_optimizer(network, params), mean, [], 0, {})
+def _measured(
+    training: Training, record: Record, by_class: Tensor, soft_dsc: float, trained_s: float, seconds: float
+) -> Epoch:
+    losses, drawn = torch.stack(record.losses), [patch for batch in record.batches for patch in batch]
+    return Epoch(
+        epoch=record.epoch,
+        train_loss=float(losses[:, 0].contiguous().mean()),
+        validation_soft_dsc=soft_dsc,
+        seconds=seconds,
+        dice_loss=float(losses[:, 1].mean()),
+        cross_entropy=float(losses[:, 2].mean()),
+        soft_dsc_primary=float(by_class[PRIMARY]),
+        soft_dsc_nodes=float(by_class[NODES]),
+        learning_rate=training.optimizer.param_groups[0]["lr"],
+        gradient_norm=float(torch.stack(record.norms).median()),
+        patches_per_second=len(drawn) / trained_s,
+        foreground_share=float(np.mean([record.pool.with_lesion[patch] for patch in drawn])),
+    )
+
+
+# --- one fold
 
 
 def train_fold(
@@ -273,8 +323,9 @@ def train_fold(
 ) -> Training:
     """Train until `epochs`, or `patience` epochs without a better soft DSC; resumes what `folder` holds.
 
-    A checkpoint of this study and fold that was made with other parameters, or from another `basis` (code and images,
-    see `Study.basis`), is put aside and training starts anew; `say` gets a line about it.
+    A finished fold whose `epochs` or `patience` was raised goes on. A checkpoint of this study and fold that was made
+    with other parameters, or from another `basis` (code and images, see `Study.basis`), is put aside and training
+    starts anew; `say` gets a line about it. To a falling learning rate the number of epochs is such a parameter.
 
     `train`, `validation`: (patient, inputs (C, x, y, z) float32 in [0, 1], labels (x, y, z) uint8). After each epoch
     the state is written to `folder` and `report` is called, after a resume as well. Returns the training with
@@ -288,47 +339,29 @@ def train_fold(
         )
     device = choose_device(params.device)
     use_processor(params.threads)
+    torch.backends.cudnn.benchmark = True  # every batch has one shape: the fastest kernels are found once
     depth = params.patch_shape[2]
-    try:
-        pool = patch_pool([(x, y) for _, x, y in train], depth, params.patch_stride, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    with memory_watch(params):
+        pool = patch_pool(train, depth, params.patch_stride, device, scratch=folder)
         # Validation sees each slice once (windows side by side): a quarter of the cost of overlapping ones.
-        check = patch_pool([(x, y) for _, x, y in validation], depth, depth, device)
+        check = patch_pool(validation, depth, depth, device, scratch=folder)
         training = start(params, fold, device)
         if (folder / STATE_FILE).exists():
             resume(training, folder / STATE_FILE, params, fold, basis, say)
         if training.history:
             report(training)  # Snakemake deletes history.csv of a step that it does again
         while not is_finished(training, params):
-            run_epoch(training, pool, check, params, fold, [patient for patient, _, _ in train])
+            run_epoch(training, pool, check, params, fold)
             save_state(training, folder / STATE_FILE, params, fold, basis)
             report(training)
-    except torch.cuda.OutOfMemoryError:
-        raise WorkError(
-            "the graphics card ran out of memory",
-            value=f"batch_size {params.batch_size}",
-            remedy="lower batch_size, or filters.",
-        ) from None
     return training
 
 
 def is_finished(training: Training, params: Params) -> bool:
     done = len(training.history)
     return done >= params.epochs or done - training.best_epoch >= params.patience
-
-
-def run_epoch(
-    training: Training, pool: PatchPool, check: PatchPool, params: Params, fold: int, patients: Sequence[str]
-) -> None:
-    began = time.perf_counter()
-    loss = train_epoch(training, pool, params, fold, patients)
-    soft_dsc = validation_soft_dsc(training.validated, check, params.batch_size)
-    better = soft_dsc > training.best_soft_dsc
-    training.history.append(Epoch(len(training.history) + 1, loss, soft_dsc, time.perf_counter() - began))
-    if better:
-        training.best_epoch = len(training.history)
-        training.best_weights = {
-            name: value.detach().clone() for name, value in training.validated.state_dict().items()
-        }
 
 
 # --- what a reader sees of it
@@ -338,18 +371,23 @@ def reporter(folder: Path, params: Params, say: Callable[[str], None]) -> Callab
     """After each epoch: history.csv for the report and for live watching, and one line about it."""
 
     def report(training: Training) -> None:
-        lines = [",".join(field.name for field in fields(Epoch))]
-        lines += [",".join(f"{value:.6g}" for value in astuple(epoch)) for epoch in training.history]
-        write_text(folder / "history.csv", "\n".join(lines) + "\n")
+        write_text(folder / "history.csv", history_csv(training.history))
         last = training.history[-1]
         seconds = float(np.median([epoch.seconds for epoch in training.history])) * (params.epochs - last.epoch)
         say(
             f"epoch {last.epoch} of {params.epochs}, loss {last.train_loss:.3f}, "
             f"soft DSC {last.validation_soft_dsc:.3f} (best {training.best_soft_dsc:.3f}), "
-            f"at most {seconds / 60:.1f} min left"
+            f"{last.patches_per_second:.3g} patches/s, at most {seconds / 60:.1f} min left"
         )
 
     return report
+
+
+def history_csv(history: Sequence[Epoch]) -> str:
+    """A line an epoch; what was not measured is empty."""
+    lines = [",".join(field.name for field in fields(Epoch))]
+    lines += [",".join("" if math.isnan(value) else f"{value:.6g}" for value in astuple(epoch)) for epoch in history]
+    return "\n".join(lines) + "\n"
 
 
 def describe(training: Training, params: Params, fold: int, patients: dict[str, int]) -> str:
@@ -362,141 +400,3 @@ def describe(training: Training, params: Params, fold: int, patients: dict[str, 
         f"{patients['test']} to test. Training ended after {done} epochs ({why}; {minutes:.1f} min). Epoch "
         f"{training.best_epoch} was kept, with a soft DSC of {training.best_soft_dsc:.3f} in validation."
     )
-
-
-# --- the checkpoint: one safetensors file a fold, replaced in one step after each epoch
-
-
-def training_params(params: Params) -> dict[str, Any]:
-    """The parameters that determine what an epoch of training does; a checkpoint is of use only with the same ones.
-
-    The number of epochs is one of them where the learning rate falls towards the last.
-    """
-    decay = () if params.learning_rate_power is None else ("epochs",)
-    return params.part(("seed", "threads", *IMAGES, *NORMALIZATION, *PATCHES, *NETWORK, *FOLDS, *TRAINING, *decay))
-
-
-def save_state(training: Training, path: Path, params: Params, fold: int, basis: str = "") -> None:
-    tensors = {f"network.{name}": value for name, value in training.network.state_dict().items()}
-    if training.mean is not None:
-        tensors |= {f"mean.{name}": value for name, value in training.mean.state_dict().items()}
-    tensors |= {f"best.{name}": value for name, value in training.best_weights.items()}
-    for index, state in training.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    about = {
-        "study": params.name,
-        "fold": fold,
-        "basis": basis,
-        "best_epoch": training.best_epoch,
-        "params": training_params(params),
-        "history": [asdict(epoch) for epoch in training.history],
-    }
-    with atomic_path(path) as temporary:
-        save_file(
-            {name: value.contiguous().cpu() for name, value in tensors.items()},
-            temporary,
-            {"mtv_training": json.dumps(about)},
-        )
-
-
-def resume(training: Training, path: Path, params: Params, fold: int, basis: str, say: Callable[[str], None]) -> None:
-    """Continue from a checkpoint, or put it aside if parameters, code or images changed since it was written.
-
-    Raises `InputError` if it is damaged or belongs to another study or fold: that is no change but a mistake.
-    """
-    about, tensors = read_state(path)
-    if (about["study"], about["fold"]) != (params.name, fold):
-        raise InputError(
-            f"this checkpoint belongs to study {about['study']}, fold {about['fold']}",
-            file=path,
-            value=f"wanted: {params.name}, fold {fold}",
-            remedy="delete it to train this fold anew, or copy the right one.",
-        )
-    changed = changes(about, params, basis)
-    if changed:
-        path.replace(path.with_name(PREVIOUS_FILE))
-        say(f"resumed nothing: {'; '.join(changed)}; the earlier checkpoint is kept as {PREVIOUS_FILE}")
-    else:
-        _check_tensors(training, about, tensors, path)
-        restore(training, about, tensors)
-        say(f"resumed after epoch {len(training.history)}")
-
-
-def changes(about: dict[str, Any], params: Params, basis: str) -> list[str]:
-    """What differs between the training that wrote a checkpoint and this one."""
-    there, here = about["params"], training_params(params)
-    found = [f"{name} was {there.get(name)}, is {here[name]}" for name in here if there.get(name) != here[name]]
-    return found + (["the code, the images or the patients changed"] if about["basis"] != basis else [])
-
-
-def restore(training: Training, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    training.network.load_state_dict(_part(tensors, "network."))
-    if training.mean is not None:
-        training.mean.load_state_dict(_part(tensors, "mean."))
-    training.best_weights = _part(tensors, "best.")
-    training.best_epoch = about["best_epoch"]
-    training.history = [Epoch(**epoch) for epoch in about["history"]]
-    state = training.optimizer.state_dict()
-    state["state"] = {}
-    for name, value in _part(tensors, "optimizer.").items():
-        index, key = name.split(".", 1)
-        state["state"].setdefault(int(index), {})[key] = value
-    training.optimizer.load_state_dict(state)
-
-
-def _check_tensors(training: Training, about: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:
-    """Raise `InputError` unless a checkpoint of this training holds all that a resume needs, in the right shapes.
-
-    PyTorch would start an optimiser without its state anew, and a best epoch without its weights would be lost.
-    """
-    wanted = _state_shapes(training, about)
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    wrong = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
-    if wrong:
-        raise InputError(
-            f"is not a whole checkpoint: {len(wrong)} of {len(wanted)} tensors are missing, misshapen or unknown",
-            file=path,
-            value=", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else ""),
-            remedy=TRAIN_ANEW,
-        )
-
-
-def _state_shapes(training: Training, about: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that `save_state` writes for such a training."""
-    copies = ["network", *(["mean"] if training.mean is not None else []), *(["best"] if about["best_epoch"] else [])]
-    own = {name: tuple(value.shape) for name, value in training.network.state_dict().items()}
-    shapes = {f"{copy}.{name}": shape for copy in copies for name, shape in own.items()}
-    for index, parameter in enumerate(training.network.parameters()):
-        for name in _OPTIMIZER_STATE[about["params"]["optimizer"]]:
-            shapes[f"optimizer.{index}.{name}"] = () if name == "step" else tuple(parameter.shape)
-    return shapes
-
-
-def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["mtv_training"])
-            _check_about(about)
-            return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"is not a readable checkpoint of a training ({type(error).__name__}: {error})",
-            file=path,
-            remedy=TRAIN_ANEW,
-        ) from None
-
-
-def _check_about(about: Any) -> None:
-    """Raise `TypeError`, `KeyError` or `ValueError` unless this is what `save_state` writes beside the tensors."""
-    missing = {"study", "fold", "basis", "best_epoch", "params", "history"} - set(about)
-    if missing:
-        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    if not isinstance(about["params"], dict):
-        raise TypeError("params is no mapping")
-    history = [Epoch(**epoch) for epoch in about["history"]]
-    if about["best_epoch"] not in range(len(history) + 1):
-        raise ValueError(f"best_epoch is {about['best_epoch']} of {len(history)}")
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -68,3 +68,23 @@ def tiny_cohort(tmp_path: Path) -> Callable[..., Path]:
         return write_table(tmp_path / "cohort.csv", [{name: row.get(name, "") for name in columns} for row in rows])
 
     return write
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--renew-pictures", action="store_true", help="write the browser tests' reference pictures anew")
+
+
+@pytest.fixture
+def renew_pictures(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--renew-pictures"))
+
+
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny cohort and its finished study, `studies/tiny`; not to be changed: copy it."""
+    from tests.study.test_whole_study import run, write_inputs
+
+    folder = tmp_path_factory.mktemp("finished")
+    write_inputs(folder)
+    assert run(folder)[0] == "1_cohort"
+    return folder

@@ -1,6 +1,8 @@
 """Corrections of a small map drawn by hand: each edit, undo, the log, and what a crash or a second editor does."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -82,6 +84,8 @@ def test_a_lesion_beside_a_region_does_not_take_its_voxels():
     [
         (lambda: corrections.delete(cnn_map(), MISSED), "no region lies there"),
         (lambda: corrections.reclass(cnn_map(), (0, 0, 0)), "no region lies there"),
+        (lambda: corrections.delete(cnn_map(), (-1, 5, 5)), "outside of the image"),
+        (lambda: corrections.accept(cnn_map(), uptake(), (5, 20, 5), "nodes", SPACING_MM), "outside of the image"),
         (lambda: corrections.accept(cnn_map(), uptake(), MISSED, "brain", SPACING_MM), "is no class"),
         (lambda: corrections.accept(np.ones_like(cnn_map()), uptake(), MISSED, "nodes", SPACING_MM), "already"),
     ],
@@ -216,9 +220,86 @@ def test_a_changed_map_is_noticed(study):
 def test_a_damaged_journal_names_its_line(study):
     session = edited(study)
     with open(session.journal, "a") as journal:
-        journal.write('{"action": "dele')
-    with pytest.raises(InputError, match=r"damaged in line 4"):
+        journal.write('{"action": "dele\n')
+    with pytest.raises(InputError, match=r"damaged in line 5"):
         open_session(study, "p1", "AB")
+
+
+def test_a_line_that_was_written_in_part_is_no_edit(study):
+    session = edited(study)
+    with open(session.journal, "a") as journal:
+        journal.write('{"action": "dele')
+    again = open_session(study, "p1", "AB")
+    assert again.edits == session.edits
+    again.undo()
+    assert len(open_session(study, "p1", "AB").edits) == 2  # the journal can be read on
+
+
+def test_a_kernel_that_dies_after_saving_does_not_do_the_edits_twice(study):
+    session = edited(study)
+    journal = session.journal.read_text()
+    session.save()
+    session.journal.write_text(journal)
+    again = open_session(study, "p1", "AB")
+    assert (again.base, again.edits, again.labels.tobytes()) == (1, [], session.labels.tobytes())
+    assert not again.journal.exists()
+
+
+def test_one_name_cannot_edit_a_patient_in_two_kernels(study):
+    session = edited(study)
+    code = (
+        "import fcntl, sys, time; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, fcntl.LOCK_EX); "
+        "print('held', flush=True); time.sleep(60)"
+    )
+    session.close()
+    lock = session.journal.with_name(".AB.lock")
+    with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(InputError, match=r"AB corrects this patient in another window"):
+            open_session(study, "p1", "AB")
+        assert open_session(study, "p1", "CD").edits == []
+        other.kill()
+    assert open_session(study, "p1", "AB").edits == session.edits
+
+
+def test_a_patient_who_was_opened_again_is_edited_there_alone(study):
+    old, new = edited(study), open_session(study, "p1", "AB")
+    with pytest.raises(InputError, match="opened again"):
+        old.delete(INSIDE_PRIMARY)
+    new.delete(INSIDE_PRIMARY)
+    assert len(new.edits) == 4
+
+
+def test_long_pauses_are_no_time_of_editing(study, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(corrections.time, "monotonic", lambda: now)
+    session = open_session(study, "p1", "AB")
+    now += 20
+    session.delete(SPURIOUS)
+    now += 3600
+    session.reclass(INSIDE_NODE)
+    assert session.seconds == 20 + 60
+    session.close()
+    again = open_session(study, "p1", "AB")
+    now += 5
+    again.save()
+    assert corrections.log(study)["seconds"].tolist() == [85]
+
+
+def test_that_nothing_was_to_correct_can_be_kept(study):
+    session = open_session(study, "p1", "AB")
+    assert session.save(unchanged=True).name == "1-AB.nii.gz"
+    assert corrections.log(study)["edits"].tolist() == [0]
+    np.testing.assert_array_equal(open_session(study, "p1", "CD").labels, cnn_map())
+
+
+def test_a_lesion_reaches_no_farther_than_allowed(study):
+    """Within 6 mm of the hottest voxel lie its six neighbours of 5 mm."""
+    found = corrections.accept(cnn_map(), uptake(), MISSED, "nodes", SPACING_MM, reach_mm=6.0)
+    assert (found != cnn_map()).sum() == 7
+    session = open_session(study, "p1", "AB")
+    session.accept(MISSED, "nodes", 6.0)
+    assert open_session(study, "p1", "AB").labels.tobytes() == found.tobytes()
 
 
 def test_a_patient_without_a_prediction_is_named(study):

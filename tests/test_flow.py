@@ -12,7 +12,9 @@ from mtvlib.errors import InputError, WorkError
 from mtvlib.params import Params, read
 from mtvlib.prepare import prepare_cohort
 from mtvlib.study import Study
+from mtvlib.training import train_fold
 from tests.conftest import tiny_row, write_table
+from tests.tiny_fold import PARAMS, TRAIN, VALIDATION
 
 VALUES = {"name": "x", "cohort": "cohort.csv", "spacing_mm": 4.0, "crop_shape": [16, 16], "patch_shape": [16, 16, 16]}
 JOBS = (
@@ -55,6 +57,40 @@ def test_what_is_wrong_is_said_before_a_folder_is_made(here, values, message):
     with pytest.raises(InputError, match=message):
         run()
     assert not (here / "studies").exists()
+
+
+def test_a_run_that_must_go_on_needs_something_to_go_on_with(here):
+    with pytest.raises(InputError, match=r"studies/x/folds: there is nothing to resume.*leave --resume out"):
+        run(resume=True)
+    assert not (here / "studies").exists()
+
+
+def trained(here, basis):
+    """A study whose first fold has a checkpoint, made on other patients; its parameters are in x.yml."""
+    small = PARAMS.model_dump(mode="json", include={"filters", "units_per_level", "attention_heads", "batch_size"})
+    values = VALUES | {"folds": 2, "threads": 1, "epochs": 1, "patch_stride": 8} | small
+    (here / "x.yml").write_text(yaml.safe_dump(values))
+    study = run()
+    train_fold(TRAIN, VALIDATION, study.params, 0, study.fold_folder(0), basis=basis)
+    return study, values
+
+
+def test_a_run_that_must_go_on_begins_nothing_anew(here):
+    _, values = trained(here, "of some images")
+    run(resume=True)  # nothing is prepared yet, so no image is known to have changed
+    (here / "x.yml").write_text(yaml.safe_dump(values | {"learning_rate": 0.5}))
+    with pytest.raises(InputError, match=r"fold 0 cannot be resumed: learning_rate was 1.0, is 0.5"):
+        run(resume=True)
+    run()
+
+
+def test_a_run_that_must_go_on_notices_other_images(here):
+    study, _ = trained(here, "of other images")
+    cohort = assign_folds(read_cohort("cohort.csv", study.params), study.params)
+    study.write_cohort(relative_paths(cohort, here))
+    prepare_cohort(study, cohort, say=lambda line: None)
+    with pytest.raises(InputError, match=r"fold 0 cannot be resumed: the code, the images or the patients changed"):
+        run(resume=True)
 
 
 def test_a_missing_image_is_said_with_row_patient_and_file(here):

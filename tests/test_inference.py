@@ -85,6 +85,23 @@ def test_agrees_with_monais_sliding_window(inputs):
         np.testing.assert_allclose(probabilities([network], inputs), theirs[0].detach().numpy(), atol=1e-5)
 
 
+def test_a_model_of_a_study_with_test_time_flips_sees_both_sides(tmp_path, inputs):
+    """Stitching is linear and treats left and right alike, so the map is the mean of the volume's and its mirror's."""
+    flipped = inference.load_model(saved(tmp_path / "both", params=PARAMS.model_copy(update={"test_time_flip": True})))
+    plain = inference.load_model(saved(tmp_path / "plain"))
+    mirror = probabilities([plain.network], inputs[:, ::-1])[:, ::-1]
+    expected = (probabilities([plain.network], inputs) + mirror) / 2
+    np.testing.assert_allclose(probabilities([flipped.network], inputs), expected, atol=1e-6)
+
+
+def test_a_model_from_before_that_parameter_sees_one_side(tmp_path):
+    saved(tmp_path)
+    about = json.loads((tmp_path / "model.json").read_text())
+    del about["prediction"]
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    assert type(inference.load_model(tmp_path).network).__name__ == "Network"
+
+
 def test_the_ensemble_is_the_mean_of_the_models_maps(inputs):
     networks = [build(network_config(PARAMS), seed).eval() for seed in (1, 2, 3)]
     each = [probabilities([network], inputs) for network in networks]

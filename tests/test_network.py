@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtvlib.network import Network, NetworkConfig, SelfAttention, build, count_parameters
+from mtvlib.network import BothSides, Network, NetworkConfig, SelfAttention, build, count_parameters
 
 SMALL = NetworkConfig(patch_shape=(32, 32, 16), filters=(4, 8, 8, 16, 16), units_per_level=1, attention_heads=4)
 
@@ -148,3 +148,35 @@ def test_config_survives_json():
         NetworkConfig.from_dict({k: list(v) if isinstance(v, tuple) else v for k, v in SMALL.to_dict().items()})
         == SMALL
     )
+
+
+def test_units_may_be_given_level_by_level():
+    """Two units more at the bottom: 2 x (27 x 16 x 16 weights twice, one bias, two norms) parameters more."""
+    deeper = NetworkConfig(**{**SMALL.to_dict(), "units_per_level": (1, 1, 1, 1, 3)})
+    more = count_parameters(on_paper(deeper)) - count_parameters(on_paper(SMALL))
+    assert more == 2 * (2 * 27 * 16 * 16 + 16 + 2 * 2 * 16)
+    assert build(deeper, seed=1)(torch.rand(1, 2, 32, 32, 16)).shape == (1, 3, 32, 32, 16)
+    as_json = {key: list(value) if isinstance(value, tuple) else value for key, value in deeper.to_dict().items()}
+    assert NetworkConfig.from_dict(as_json) == deeper
+
+
+def test_activations_computed_twice_give_the_same_gradients_to_the_bit():
+    network, x = build(SMALL, seed=1), torch.rand(2, 2, 32, 32, 16)
+    gradients = []
+    for again in (False, True):
+        network.checkpoint_activations = again
+        network.zero_grad()
+        network(x).square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@torch.no_grad()
+def test_both_sides_are_the_mean_of_two_looks():
+    network, x = build(SMALL, seed=1), torch.rand(2, 2, 32, 32, 16)
+    network.head.weight.mul_(100)  # far from undecided
+    found = torch.softmax(BothSides(network)(x), 1)
+    straight, mirrored = (torch.softmax(network(one), 1) for one in (x, x.flip(2)))
+    torch.testing.assert_close(found, (straight + mirrored.flip(2)) / 2, atol=1e-6, rtol=1e-5)
+    assert float((straight - found).abs().max()) > 0.01
+    torch.testing.assert_close(torch.softmax(BothSides(network)(x.flip(2)), 1), found.flip(2), atol=1e-6, rtol=1e-5)

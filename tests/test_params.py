@@ -17,6 +17,16 @@ def test_defaults_are_the_papers_protocol():
     assert (paper.min_roi_ml, paper.outlier_percentile, paper.min_followup_months) == (0.1, 99, 6)
 
 
+def test_augmentations_in_words():
+    assert Params().augmentations == []
+    assert Params(flip=True, augment_noise=0.1, augment_low_resolution=2).augmentations == [
+        "mirroring",
+        "noise",
+        "coarser voxels",
+    ]
+    assert Params(flip=True, augment_noise=0.1, augment_share=0).augmentations == ["mirroring"]
+
+
 def test_the_non_inferiority_margin_is_five_points():
     """Chosen, as the paper tests no such thing: 5 points of the AUC, at 24 months."""
     assert (Params().noninferiority_margin, Params().horizon_months) == (0.05, 24)
@@ -48,6 +58,7 @@ def test_every_parameter_belongs_to_one_step():
         room.NETWORK,
         room.FOLDS,
         room.TRAINING,
+        room.PREDICTION,
         room.STOPPING,
         room.SHARING,
         room.REPORT,
@@ -75,6 +86,10 @@ def test_written_parameters_read_back_the_same(tmp_path):
         ({"batch_size": 0}, "batch_size = 0"),
         ({"batch_size": "many"}, "batch_size = 'many'"),
         ({"optimizer": "sgd"}, "optimizer = 'sgd'"),
+        ({"units_per_level": [1, 2]}, "must name one number for each of [16, 32, 64, 128, 256]"),
+        ({"units_per_level": True}, "units_per_level = True: must be a number, not true or false; units_per_level"),
+        ({"accumulate": 17}, "cuts a batch_size of 16 into empty parts"),
+        ({"augment_low_resolution": 0.5}, "augment_low_resolution = 0.5"),
         ({"patch_shape": [128, 128, 30]}, "divisible by 16"),
         ({"patch_shape": [64, 64, 32]}, "must cover crop_shape"),
         ({"patch_stride": 33}, "leaves gaps"),

@@ -1,85 +1,42 @@
-"""The reading room without a browser: setting a control changes what is shown; numbers as computed elsewhere."""
+"""The reading room without a browser: the table and its filters, a study that runs, and what is told where none is."""
 
-import numpy as np
+import asyncio
+import os
+
+import nbformat
 import pandas as pd
 import pytest
+from nbclient import NotebookClient
 
-from mtvlib import params, pet, reading_room, review_room, volume
-from mtvlib.planes import OWN, View
-from mtvlib.prepare import Prepared
-from mtvlib.study import Study
-
-SPACING_MM = (5.0, 5.0, 5.0)
-GRID = volume.Grid((20, 20, 12), SPACING_MM, (0.0, 0.0, 0.0))
+from mtvlib import reading_room, review_room
+from mtvlib.planes import OWN
+from mtvlib.reading_room import Explore, PatientList, Room, lesion_table, patient_table
+from tests.reading import delineated, evaluated, prepared_study, texts, trained
 
 
-def reference() -> np.ndarray:
-    labels = np.zeros((20, 20, 12), np.uint8)
-    labels[4:7, 4:7, 4:7] = 1
-    labels[13:16, 13:16, 5:8] = 2
-    return labels
-
-
-def suv() -> np.ndarray:
-    values = np.ones((20, 20, 12), np.float32)
-    values[reference() > 0] = 6
-    values[5, 5, 5], values[14, 14, 6] = 9, 8
-    return values
-
-
-@pytest.fixture
-def study(tmp_path, monkeypatch):
-    """A study of four patients, one of them excluded; the CNN delineated the first, and missed the node."""
-    made = Study(params.Params(name="s", studies=str(tmp_path), folds=2))
-    made.begin()
-    splits = ["cross_validation", "cross_validation", "external_testing", "excluded"]
-    cohort = {"patient": ["a", "b", "c", "d"], "site": ["x", "x", "y", "y"], "split": splits, "synthetic": 1}
-    made.write_cohort(pd.DataFrame(cohort))
-    found = reference()
-    found[found == 2] = 0
-    volume.write_image(volume.to_image(found, GRID), made.prediction_path("a"))
-    inputs = np.zeros((2, 20, 20, 12), np.float32)
-    known = {name: Prepared(name, inputs, reference(), suv(), GRID) for name in ("a", "b", "c")}
-
-    def load(folder, patient, params):
-        return known[patient]
-
-    monkeypatch.setattr(reading_room, "load_patient", load)
-    monkeypatch.setattr("mtvlib.corrections.load_patient", load)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    made = evaluated(delineated(prepared_study(tmp_path_factory.mktemp("project"))))
+    trained(made, 0, 4, done=True)
     return made
 
 
-def with_results(study: Study) -> Study:
-    study.results.mkdir(exist_ok=True)
-    scores = {"patient": ["a", "b", "c"], "dsc_all": [0.5, 0.9, np.nan], "dsc_primary": 0.7, "dsc_nodes": 0.1}
-    pd.DataFrame(scores | {"ttb_man_ml": [5.0, 50.0, 20.0], "ttb_cnn_ml": 4.0}).to_csv(
-        study.results / "patients.csv", index=False
-    )
-    unsure = {"patient": ["a", "b", "c"], "expected_dsc": [0.9, 0.3, 0.6]}
-    pd.DataFrame(unsure).to_csv(study.results / "uncertainty.csv", index=False)
-    return Study.open(study.folder)
+def table(**columns) -> pd.DataFrame:
+    """Three patients with results, of whom the last was not evaluated."""
+    known = {"dsc_all": [0.5, 0.9, None], "ttb_man_ml": [5.0, 50.0, 20.0], "expected_dsc": [0.9, 0.3, 0.6]}
+    about = {"patient": ["a", "b", "c"], "site": ["x", "x", "y"], "split": "cross_validation", "cnn": "yes"}
+    return pd.DataFrame(about | known | columns)
 
 
-def keys(patients: reading_room.PatientList) -> list[str]:
+def keys(patients: PatientList) -> list[str]:
     return [row["key"] for row in patients.table.rows]
 
 
 # --- the table
 
 
-def test_the_table_has_everybody_but_the_excluded_and_what_is_known_so_far(study):
-    running = reading_room.PatientList(reading_room.patient_table(study))
-    assert keys(running) == ["a", "b", "c"]
-    assert running.table.heads == ["Patient", "Site", "Part"]
-    finished = reading_room.PatientList(reading_room.patient_table(with_results(study)))
-    assert finished.table.heads[3:] == [
-        "DSC", "DSC primary", "DSC nodes", "TTB manual (ml)", "TTB CNN (ml)", "Expected DSC"
-    ]  # fmt: skip
-    assert [cell["text"] for cell in finished.table.rows[2]["cells"]][:4] == ["c", "y", "external testing", "–"]
-
-
-def test_filters_by_site_dsc_volume_and_uncertainty(study):
-    patients = reading_room.PatientList(reading_room.patient_table(with_results(study)))
+def test_filters_by_name_site_dsc_volume_and_uncertainty():
+    patients = PatientList(table())
     patients.site.value = "x"
     assert keys(patients) == ["a", "b"]
     patients.ranges["dsc_all"].value = (0.0, 0.6)
@@ -92,186 +49,237 @@ def test_filters_by_site_dsc_volume_and_uncertainty(study):
     assert keys(patients) == ["b", "c"]
     patients.ranges["expected_dsc"].value = (0.5, 1.0)
     assert keys(patients) == ["c"]
+    patients.name.value = "a"
+    assert keys(patients) == []
 
 
-# --- the viewer
+def test_a_head_sorts_up_and_down_and_what_is_unknown_comes_last():
+    patients = PatientList(table())
+    number = patients.table.heads.index("DSC") + 1
+    patients.table.sorted = number
+    assert keys(patients) == ["a", "b", "c"]
+    patients.table.sorted = -number
+    assert keys(patients) == ["b", "a", "c"]
+    assert patients.table.rows[2]["cells"][number - 1] == {"text": "–", "sort": None}
 
 
-def test_a_patient_opens_at_the_hottest_voxel_of_the_manual_lesions(study):
-    viewer = reading_room.Viewer()
-    viewer.show(reading_room.load_view(study, "a"))
-    assert viewer.at == [5, 5, 5]
-    assert {plane: slider.value for plane, slider in viewer.slices.items()} == {
-        "transaxial": 5, "coronal": 5, "sagittal": 5
-    }  # fmt: skip
+def test_of_a_large_cohort_the_first_in_the_chosen_order_are_shown():
+    n = 3 * reading_room.MOST_ROWS
+    many = pd.DataFrame({"patient": [f"p{i:05}" for i in range(n)], "site": "x", "split": "y", "dsc_all": range(n)})
+    patients = PatientList(many.assign(dsc_all=many["dsc_all"] / n))
+    patients.table.sorted = -(patients.table.heads.index("DSC") + 1)
+    assert len(keys(patients)) == reading_room.MOST_ROWS
+    assert keys(patients)[0] == f"p{n - 1:05}"
+    assert patients.count.value == "3000 of 3000 patients, the first 1000 shown"
 
 
-def test_each_control_changes_the_picture(study):
-    viewer = reading_room.Viewer()
-    viewer.show(reading_room.load_view(study, "a"))
-
-    def changed(act) -> set[str]:
-        before = {name: panel.picture for name, panel in viewer.pictures.items()}
-        act()
-        return {name for name, panel in viewer.pictures.items() if panel.picture != before[name]}
-
-    assert changed(lambda: setattr(viewer.suv, "value", 3.0)) == {"transaxial", "coronal", "sagittal", "MIP"}
-    assert changed(lambda: setattr(viewer.layer, "value", "CT")) == {"transaxial", "coronal", "sagittal"}
-    assert changed(lambda: setattr(viewer.shown["man"], "value", False)) == {"transaxial", "coronal", "sagittal"}
-    assert "transaxial" in changed(lambda: setattr(viewer.slices["transaxial"], "value", 8))
-    assert viewer.at == [5, 5, 8]
+def test_filters_stay_while_a_study_goes_on():
+    patients = PatientList(table().drop(columns=["dsc_all", "expected_dsc"]))
+    assert set(patients.ranges) == {"ttb_man_ml"}
+    patients.site.value = "x"
+    patients.load(table())
+    assert set(patients.ranges) == {"dsc_all", "ttb_man_ml", "expected_dsc"}
+    assert (patients.site.value, keys(patients)) == ("x", ["a", "b"])
 
 
-def test_clicks_wheel_and_keys_in_a_picture_move_all_planes(study):
-    viewer = reading_room.Viewer()
-    viewer.show(reading_room.load_view(study, "a"))
-    viewer._heard("transaxial", viewer.pictures["transaxial"], {"steps": 0, "place": [0.725, 0.725]})
-    assert viewer.at == [14, 14, 5]
-    viewer._heard("coronal", viewer.pictures["coronal"], {"steps": -3, "place": None})
-    assert viewer.at == [14, 11, 5]
-    viewer._heard("MIP", viewer.pictures["MIP"], {"steps": 0, "place": [0.1, 0.0]})
-    assert viewer.at == [14, 11, 11]  # only the level: a projection has no depth
-    viewer._heard("sagittal", viewer.pictures["sagittal"], {"steps": 99, "place": None})
-    assert viewer.at == [19, 11, 11]
+def test_the_table_has_what_the_study_knows_of_everybody_but_the_excluded(finished):
+    heads = PatientList(patient_table(finished)).table.heads
+    assert heads[3:6] == ["CNN", "DSC", "DSC primary"]
+    assert heads[-1] == "Expected DSC"
+    row = patient_table(finished).iloc[0]
+    assert (row["patient"], row["cnn"], row["dsc_primary"], row["dsc_nodes"]) == ("a", "yes", 1, 0)
 
 
-# --- the threshold
+def test_lesions_are_told_in_words(finished):
+    found = lesion_table(finished, "a")
+    assert found[["source", "target", "outcome"]].to_numpy().tolist() == [
+        ["manual", "primary", "found"],
+        ["manual", "nodes", "missed"],
+        ["CNN", "primary", "confirmed"],
+    ]
 
 
-def view() -> View:
-    return View("a", suv(), None, SPACING_MM, {"man": reference()})
+# --- a room
 
 
-def test_the_threshold_says_what_pet_says():
-    mask, limit = reading_room.threshold_mask(view(), [14, 14, 6], "41 %", 4.0, 20)
-    assert limit == pytest.approx(0.41 * 8)
-    np.testing.assert_array_equal(mask, reference() == 2)  # 27 voxels of 0.125 ml
-    words = reading_room.threshold_words(view(), mask, limit)
-    tlg = pet.uptake(suv(), np.argwhere(mask), SPACING_MM).tlg
-    assert words == f"SUV ≥ 3.3: <b>MTV 3.4 ml</b>, TLG {tlg:.0f}"
-    assert tlg == pytest.approx((26 * 6 + 8) * 0.125)
+def test_a_finished_study_shows_a_patient_lesions_and_curves(finished):
+    room = Room(finished)
+    assert room.patients.table.chosen == "a"
+    assert all(panel.picture for panel in room.viewer.pictures.values())
+    assert "Synthetic patients" in texts(room.box)
+    assert "1 of 2 folds trained · 3 patients delineated · evaluated" in room.status.value
+    assert "<svg" in room.curves.figure.value
 
 
-def test_fixed_and_own_thresholds_stay_within_the_sphere():
-    fixed, limit = reading_room.threshold_mask(view(), [5, 5, 5], "SUV 2.5", 4.0, 5)
-    assert (limit, fixed.sum()) == (2.5, 7)  # a sphere of 5 mm: the voxel and its six neighbours
-    own, limit = reading_room.threshold_mask(view(), [5, 5, 5], "own", 8.5, 50)
-    assert (limit, own.sum()) == (8.5, 1)
+def test_choosing_a_row_opens_the_patient_and_a_lesion_moves_the_crosshair(finished):
+    room = Room(finished)
+    before = room.viewer.pictures["coronal"].picture
+    room.patients.table.chosen = "b"
+    assert room.viewer.view.patient == "b"
+    assert room.viewer.pictures["coronal"].picture != before
+    room.lesions.chosen = "1"  # the missed node
+    assert room.viewer.view.masks["man"][tuple(room.viewer.at)] == 2
+    room.patients.table.chosen = "a"
+    room.lesions.chosen = "1"  # of another patient: the same number moves again
+    assert room.viewer.view.masks["man"][tuple(room.viewer.at)] == 2
 
 
-def test_mtv_follows_the_controls_and_the_crosshair(study):
-    viewer = reading_room.Viewer()
-    threshold = reading_room.Threshold(viewer)
-    viewer.moved = threshold.follow
-    viewer.show(reading_room.load_view(study, "a"))
-    threshold.kind.value = "SUV 2.5"
-    assert "MTV 3.4 ml" in threshold.text.value
-    viewer.move_to([0, 0, 0])
-    assert threshold.text.value == "SUV ≥ 2.5: nothing"
-    threshold.kind.value = "off"
-    assert OWN not in viewer.view.masks
+def test_a_threshold_stays_while_patients_are_gone_through(finished):
+    room = Room(finished)
+    room.threshold.kind.value, room.threshold.where.value = "41 % of SUVmax", "man"
+    room.patients.table.chosen = "b"
+    assert room.threshold.where.value == "man"
+    assert "41 % of SUVmax" in room.threshold.text.value
+    assert room.viewer.view.patient == "b"
+    assert room.viewer.view.masks[OWN].any()
+    assert len(room.viewer.pictures["transaxial"].lines) == 3
 
 
-# --- training
+def test_a_running_study_shows_what_there_is_and_then_what_comes(tmp_path):
+    study = prepared_study(tmp_path)
+    room = Room(study)
+    assert "delineated: not yet · evaluated: not yet" in room.status.value
+    assert "Patient a: the CNN's delineation is not yet there." in room.message.value
+    assert room.viewer.pictures["transaxial"].picture  # the images are there already
+    assert room.patients.table.heads == ["Patient", "Site", "Part", "CNN"]
+    assert not room.look()
+    trained(study, 0, 1)
+    assert room.look()
+    assert "epoch 1 of 4" in room.curves.text.value
+    evaluated(delineated(study))
+    assert room.look()
+    assert room.message.value == ""
+    assert "DSC" in room.patients.table.heads
+    assert "3 patients delineated · evaluated" in room.status.value
+    assert len(room.viewer.pictures["transaxial"].lines) == 2
 
 
-def test_curves_grow_while_a_fold_trains_and_say_not_yet_before(study):
-    curves = reading_room.Curves(study)
-    assert curves.text.value == "Training: not yet."
-    folder = study.fold_folder(1)
-    folder.mkdir(parents=True)
-    history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1.0, 0.9], "validation_soft_dsc": [0.2, 0.5], "seconds": 1})
-    history.to_csv(folder / "history.csv", index=False)
-    assert not curves.update()
-    assert curves.text.value == "fold 1: epoch 2, best soft DSC 0.500"
-    before = curves.figure.value
-    history.iloc[:1].to_csv(folder / "history.csv", index=False)
-    curves.update()
-    assert curves.figure.value != before
-    for fold in (0, 1):
-        study.fold_folder(fold).mkdir(exist_ok=True)
-        (study.fold_folder(fold) / "model.json").write_text("{}")
-    assert curves.update()
+def test_a_study_that_has_only_begun_is_no_error(tmp_path):
+    study = prepared_study(tmp_path)
+    (study.folder / "cohort.csv").rename(tmp_path / "cohort.csv")
+    room = Room(study)
+    assert room.patients.table.rows == []
+    assert "patients prepared" in room.status.value
+    (tmp_path / "cohort.csv").rename(study.folder / "cohort.csv")
+    assert room.look()
+    assert room.patients.table.chosen == "a"
 
 
-# --- rooms
+def test_a_patient_whose_images_are_gone_is_told(finished):
+    room = Room(finished)
+    folder = finished.volumes / "c"
+    folder.rename(folder.with_name("elsewhere"))
+    try:
+        room.patients.table.chosen = "c"
+        assert room.message.value.startswith("Patient c: not yet (")
+        assert room.viewer.pictures["coronal"].picture == b""
+        room.patients.table.chosen = "b"
+        assert room.viewer.pictures["coronal"].picture
+    finally:
+        folder.with_name("elsewhere").rename(folder)
 
 
-def texts(widget) -> str:
-    own = getattr(widget, "value", "") if isinstance(getattr(widget, "value", ""), str) else ""
-    return own + "".join(texts(child) for child in getattr(widget, "children", ()))
+# --- the choice of a study
 
 
-def test_a_folder_that_is_no_study_gives_one_clear_message(tmp_path):
-    for room in (reading_room.explore, review_room.review):
-        assert "is not the folder of a study" in texts(room(tmp_path))
+@pytest.mark.parametrize("room", [reading_room.explore, review_room.review])
+def test_where_there_is_no_study_one_message_tells_how_to_make_one(room, tmp_path):
+    said = texts(room(tmp_path / "studies" / "demo")).strip()
+    assert said == (
+        "There is no study in the folder studies yet: <code>mtv run params/demo.yml</code>, or "
+        "<code>make demo</code>, makes one of synthetic patients."
+    )
 
 
-def test_a_running_study_shows_what_there_is(study):
-    room = texts(reading_room.explore(study.folder))
-    assert "Evaluation: not yet" in room
-    assert "Training: not yet" in room
-    assert "Synthetic patients" in room
+def test_the_study_that_changed_last_is_opened_unless_another_is_named(tmp_path):
+    for name in ("s", "t"):
+        prepared_study(tmp_path, name=name)
+    for name, age in (("s", 10), ("t", 20)):
+        for path in (tmp_path / "studies" / name, tmp_path / "studies" / name / "params.yml"):
+            os.utime(path, (age, age))
+    room = Explore(tmp_path / "studies" / "demo")
+    assert [label for label, _ in room.study.options] == ["t", "s"]
+    assert room.room.study.params.name == "t"
+    room.study.value = str(tmp_path / "studies" / "s")
+    assert room.room.study.params.name == "s"
+    assert Explore(tmp_path / "studies" / "s").room.study.params.name == "s"
 
 
-def test_a_patient_that_is_not_delineated_yet_is_told(study):
-    review = review_room.Review(study)
-    review.patients.table.chosen = "b"
-    assert "the CNN's delineation is not yet there" in review.text.value
+def test_a_damaged_study_is_named_and_another_can_be_chosen(tmp_path):
+    for name in ("s", "t"):
+        prepared_study(tmp_path, name=name)
+    (tmp_path / "studies" / "t" / "params.yml").write_text("epochs: many")
+    room = Explore(tmp_path / "studies" / "t")
+    assert "params.yml" in room.message.value
+    room.study.value = str(tmp_path / "studies" / "s")
+    assert room.message.value == ""
+    assert room.room.study.params.name == "s"
 
 
-# --- review
+def test_a_running_study_is_looked_at_until_it_is_finished_or_another_is_chosen(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading_room, "LOOK_S", 0.01)
+    study = prepared_study(tmp_path)
+
+    async def watch():
+        room = Explore(study.folder)
+        trained(study, 0, 3)
+        while "epoch 3" not in room.room.curves.text.value:
+            await asyncio.sleep(0.01)
+        (study.folder / "manifest.json").write_text("{}")
+        await asyncio.wait_for(room.task, 10)
+        old = Explore(study.folder).task
+        room.open(str(study.folder))
+        await asyncio.wait_for(old, 10)  # a finished study is not looked at
+        return room.task
+
+    asyncio.run(asyncio.wait_for(watch(), 60))
 
 
-def begun(study: Study) -> review_room.Review:
-    review = review_room.Review(study)
-    review.patients.table.chosen = "a"
-    review.who.value = "AB"
-    return review
+def test_an_error_while_the_study_writes_does_not_end_the_looking(tmp_path):
+    room = Explore(prepared_study(tmp_path).folder)
+    cohort = room.room.study.folder / "cohort.csv"
+    whole = cohort.read_text()
+    cohort.write_text("")  # no table
+    room.look_once()
+    assert "cohort.csv" in room.message.value
+    cohort.write_text(whole + "\n")
+    room.look_once()
+    assert room.message.value == ""
 
 
-def test_nothing_can_be_edited_before_the_log_knows_who(study):
-    review = review_room.Review(study)
-    assert all(button.disabled for button in review.buttons.values())
-    assert "initials or role" in review.text.value
-    review.who.value = "no name!"
-    assert "initials or a role" in review.text.value
-    assert all(button.disabled for button in review.buttons.values())
+# --- the notebooks
 
 
-def test_a_missed_node_is_proposed_accepted_and_saved(study):
-    review = begun(study)
-    review.viewer.move_to([14, 14, 6])
-    review.target.value = "nodes"
-    review.act("propose")
-    assert "Proposed: 3.4 ml" in review.text.value
-    assert not review.buttons["accept"].disabled
-    review.act("accept")
-    np.testing.assert_array_equal(review.session.labels, reference())
-    assert "1 edit not yet saved" in review.text.value
-    review.act("save")
-    assert "Saved as 1-AB.nii.gz" in review.text.value
-    assert "<td>AB</td>" in review.log.value
-    again = reading_room.load_view(study, "a")
-    np.testing.assert_array_equal(again.masks["cnn"], reference())  # the correction is what is shown from now on
+STATES = {
+    "finished": lambda root: evaluated(delineated(prepared_study(root))),
+    "unfinished": prepared_study,
+    "without CT": lambda root: evaluated(delineated(prepared_study(root, ct=False))),
+    "without nodes": lambda root: evaluated(delineated(prepared_study(root, nodes=False))),
+    "no study": lambda root: None,
+}
+STATE = "application/vnd.jupyter.widget-state+json"
 
 
-def test_wrong_clicks_say_what_to_do_and_undo_brings_back(study):
-    review = begun(study)
-    review.viewer.move_to([0, 0, 0])
-    review.act("delete")
-    assert "click inside of a contour" in review.text.value
-    review.viewer.move_to([5, 5, 5])
-    review.act("reclass")
-    assert "0 primary, 1 nodes" in review.text.value
-    review.act("undo")
-    assert "1 primary, 0 nodes" in review.text.value
-    review.act("redo")
-    review.act("delete")
-    assert not review.session.labels.any()
-
-
-def test_edits_that_were_not_saved_come_back(study):
-    review = begun(study)
-    review.act("delete")
-    assert "Your 1 edits that were not saved are back" in begun(study).text.value
+def test_both_notebooks_run_from_top_to_bottom_in_every_state_of_a_study(tmp_path, project):
+    """In one kernel, from a folder `notebooks` beside `studies`, as JupyterLab runs them."""
+    all_states = nbformat.v4.new_notebook()
+    for state, make in STATES.items():
+        make(tmp_path / state)
+        (tmp_path / state / "notebooks").mkdir(parents=True, exist_ok=True)
+        all_states.cells.append(
+            nbformat.v4.new_code_cell(f"import os; os.chdir({str(tmp_path / state / 'notebooks')!r})")
+        )
+        for name in ("explore", "review"):
+            notebook = nbformat.read(project / "notebooks" / f"{name}.ipynb", 4)
+            all_states.cells += [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in all_states.cells:
+        cell["id"] = nbformat.v4.new_code_cell()["id"]
+    NotebookClient(all_states, kernel_name="python3", timeout=120).execute()
+    shown = [output for cell in all_states.cells for output in cell["outputs"]]
+    assert [output["output_type"] for output in shown] == ["execute_result"] * 2 * len(STATES)  # and no stray line
+    assert all("application/vnd.jupyter.widget-view+json" in output["data"] for output in shown)
+    widgets = all_states.metadata.widgets[STATE]["state"].values()
+    said = [one["state"].get("value") for one in widgets if isinstance(one["state"].get("value"), str)]
+    assert sum("There is no study in the folder studies yet" in text for text in said) == 2
+    assert sum("Give your initials or role to begin" in text for text in said) == 3
+    assert sum("the CNN's delineation is not yet there" in text for text in said) == 2

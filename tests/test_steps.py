@@ -33,7 +33,8 @@ def fails_with(monkeypatch, error):
 def test_steps_come_in_the_order_of_the_flow():
     assert steps.step_names(2) == [
         *("1_cohort", "2_train_fold_0", "2_train_fold_1", "3_external_testing", "evaluation"),
-        *("4_delineation", "5_classification", "6_lesions", "7_survival", "8_cases", "9_trust", "manifest"),
+        *("4_delineation", "5_classification", "6_lesions", "7_survival", "8_cases", "9_trust", "10_corrections"),
+        "manifest",
     ]
 
 
@@ -41,7 +42,8 @@ def test_every_step_has_its_notebook_and_folds_share_one():
     assert steps.notebook_of("2_train_fold_11") == ("2_train_fold", {"fold": 11})
     assert steps.notebook_of("3_external_testing") == ("3_external_testing", {})
     notebooks = {steps.notebook_path(step) for step in steps.step_names(3) if step not in steps.MODULES}
-    assert notebooks == set((steps.project_root() / "notebooks").glob("*.ipynb"))
+    rooms = {steps.project_root() / "notebooks" / f"{name}.ipynb" for name in ("explore", "review")}  # no steps
+    assert notebooks == set((steps.project_root() / "notebooks").glob("*.ipynb")) - rooms
 
 
 # --- what a step depends on
@@ -68,6 +70,18 @@ def test_a_changed_cell_changes_the_fingerprint_of_its_step_alone(tmp_path, monk
     after = fingerprints()
     assert after["1_cohort"] == before["1_cohort"]
     assert after["4_delineation"] != before["4_delineation"]
+
+
+def test_a_new_correction_changes_the_fingerprint_of_corrections(study):
+    assert steps.corrections_fingerprint(study) == ""
+    folder = study.folder / "corrections" / "P0"
+    folder.mkdir(parents=True)
+    (folder / "journal-AB.jsonl").write_text("{}")  # not saved yet
+    assert steps.corrections_fingerprint(study) == ""
+    (folder / "1.json").write_text("{}")
+    first = steps.corrections_fingerprint(study)
+    (folder / "2.json").write_text("{}")
+    assert len({"", first, steps.corrections_fingerprint(study)}) == 3
 
 
 def test_a_changed_table_or_image_is_another_source_and_a_touched_one_is_not(study):
