@@ -37,7 +37,7 @@ PICTURES, NOTEBOOKS = "pictures", "notebooks"  # folders of the book
 TRAINING = "2_training"  # the chapter of all folds
 HIDDEN = {"parameters", "injected-parameters"}
 FORMATS = {"html": "html", "pdf": "mtv-typst", "docx": "docx"}  # a report's form -> Quarto's format
-PAGES = ("index", "model", "methods", "checklist")  # from templates; the chapters stand behind the first
+PAGES = ("index", "model", "methods", "changes", "checklist")  # from templates; the chapters stand behind the first
 REFERENCES = "## References {.unnumbered}\n\n::: {#refs}\n:::"
 
 Show = Callable[[str], Any]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mtvlib
+from mtvlib import changes
 from mtvlib.checklist import checklists
 from mtvlib.inference import MODEL_FILE
 from mtvlib.network import Network, count_parameters
@@ -74,6 +75,7 @@ def context(study: Study, chapters: Mapping[str, dict[str, Any]]) -> dict[str, A
         "thousands": thousands,
         "record": _record(manifest),
         "costs": _costs(manifest),
+        "changes": changes_since(study),
         "checklists": checklists(study, _labels(study, chapters), manifest),
     }
 
@@ -116,8 +118,40 @@ def glance(summary: dict[str, Any], paper: dict[str, Any]) -> list[tuple[str, li
 
 def _at(block: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     for name in path:
-        block = block[name]
+        block = block.get(name, {})
     return block
+
+
+# --- what is different from the version before
+
+
+def changes_since(study: Study) -> dict[str, Any] | None:
+    """Causes, and rows of numbers then and now, between the last two versions of the study; None for its first."""
+    found = changes.since_last_version(study)
+    if found is None:
+        return None
+    then, now = found.before["summary"], found.now["summary"]
+    return {
+        "dates": (found.before["date"], found.now["date"]),
+        "causes": changes.causes(found),
+        "rows": list(_then_and_now(then, now)),
+    }
+
+
+def _then_and_now(then: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+    """(partition, what, then, now, difference): number of patients, and the values of the table at a glance."""
+    for partition, title in PARTITIONS.items():
+        old, new = then.get(partition, {}), now.get(partition, {})
+        counts = [block.get("n_patients", 0) for block in (old, new)]
+        if any(counts):
+            yield title, "Patients", str(counts[0]), str(counts[1]), f"{counts[1] - counts[0]:+d}"
+        for name, path, key, digits, _, factor in GLANCE if all(counts) else ():
+            before, after = (_at(block, path).get(key) for block in (old, new))
+            words = [MISSING if value is None else number(value * factor, digits) for value in (before, after)]
+            apart = MISSING
+            if before is not None and after is not None:
+                apart = f"{(after - before) * factor:+.{digits}f}".replace("-", "−")
+            yield title, name, words[0], words[1], apart
 
 
 # --- what a reader must know

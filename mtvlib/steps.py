@@ -35,7 +35,7 @@ CHAPTERS = (
 )
 TRAIN_FOLD = "2_train_fold"
 HASHES = ".images.json"  # in the study's folder: what the images' contents were at the last look
-MODULES = {"evaluation": "mtvlib.evaluation", "manifest": "mtvlib.manifest"}  # steps that are no notebooks
+MODULES = {"evaluation": "mtvlib.evaluation", "manifest": "mtvlib.changes"}  # steps that are no notebooks
 
 
 def step_names(folds: int) -> list[str]:
@@ -151,9 +151,11 @@ def _work(study: Study, step: str) -> None:
 
         evaluate_study(study)
     elif step == "manifest":
+        from mtvlib.changes import record
         from mtvlib.manifest import write_manifest
 
         write_manifest(study)
+        record(study)
     else:
         run_notebook(study, step)
 

@@ -157,7 +157,16 @@ def test_without_quarto_the_report_is_one_offline_page_and_says_so(study, no_qua
 def test_page_holds_all_chapters_in_order_without_code(study, no_quarto):
     html = page(study)
     sections = re.findall(r'<section id="(\w+)"', html)
-    assert sections == ["index", "2_training", "4_delineation", "model", "methods", "checklist", "references"]
+    assert sections == [
+        "index",
+        "2_training",
+        "4_delineation",
+        "model",
+        "methods",
+        "changes",
+        "checklist",
+        "references",
+    ]
     assert "secret_code" not in html
     assert "<pre>&lt;42&gt;</pre>" in html
     assert "progress" not in re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
@@ -240,7 +249,7 @@ def test_synthetic_patients_are_named_on_every_page(study, no_quarto):
     table = pd.read_csv(study / "cohort.csv").assign(synthetic=1)
     write_text(study / "cohort.csv", table.to_csv(index=False))
     html = page(study)
-    assert html.count("computed phantoms") == 2  # summary and methods; the chapters bring their own banner
+    assert html.count("computed phantoms") == 3  # summary, methods and changes; the chapters bring their own banner
     assert "synthetic patients, no clinical claim" in html
 
 
@@ -283,6 +292,7 @@ def test_book_has_the_chapters_that_there_are(study, tmp_path):
         "4_delineation.ipynb",
         "model.qmd",
         "methods.qmd",
+        "changes.qmd",
         "checklist.qmd",
     ]
     assert all((book / name).exists() for name in config["book"]["chapters"])
@@ -314,7 +324,10 @@ def test_the_folds_are_one_chapter(study, tmp_path):
 def test_every_citation_has_its_reference_and_every_reference_is_cited():
     folder = report.template_folder()
     entries = report_page.read_bibliography((folder / "references.bib").read_text())
-    texts = "".join((folder / name).read_text() for name in ("index.qmd", "model.qmd", "methods.qmd", "checklist.qmd"))
+    texts = "".join(
+        (folder / name).read_text()
+        for name in ("index.qmd", "model.qmd", "methods.qmd", "changes.qmd", "checklist.qmd")
+    )
     assert set(report_page.CITATION.findall(texts)) == set(entries)
     assert all(re.search(r"\(\d{4}\)", entry) for entry in entries.values())
 
@@ -368,3 +381,23 @@ def test_environment_names_versions_device_and_programs(no_quarto):
     assert {"python", "mtvlib", "torch", "processor", "cuda"} <= set(found)
     assert found["quarto"].startswith("not found")
     assert all(isinstance(value, str) for value in found.values())
+
+
+# --- what changed
+
+
+def test_a_first_version_says_so_and_a_second_sets_the_numbers_side_by_side(study, no_quarto):
+    assert "These are the first results of this study" in page(study)
+    patients = {name: {"pet": "1", "ct": "", "reference": "r", "part": "fold 0"} for name in ("p0", "p1")}
+    version = {"format": "mtv-version-1", "date": "2026-01-02", "commit": "a", "parameters": {}, "patients": patients}
+    summary = json.loads((study / "results" / "summary.json").read_text())
+    write_json(study / "versions" / "0001.json", version | {"summary": summary})
+    summary["cross_validation"]["n_patients"] += 1
+    summary["cross_validation"]["delineation"]["primary"]["cohort_dsc"] = 0.875
+    patients = patients | {"p2": patients["p0"]}
+    write_json(study / "versions" / "0002.json", version | {"summary": summary, "patients": patients})
+    text = " ".join(re.sub(r"<[^>]*>", " ", page(study)).split())
+    assert "Patient p2 was added." in text
+    assert "Cross-validation Patients 698 699 +1" in text
+    assert "Cross-validation Cohort DSC, primary tumour 0.885 0.875 −0.010" in text
+    assert "External testing Cohort DSC, primary tumour 0.850 0.850 +0.000" in text
