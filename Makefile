@@ -19,7 +19,9 @@ test: $(READY)
 report: $(READY)
 	$(BIN)/mtv report studies/demo
 
+# The reading room; JupyterLab's question for news is switched off, since it would ask a server in the internet.
 lab: $(READY)
+	$(BIN)/jupyter labextension disable @jupyterlab/apputils-extension:announcements
 	$(BIN)/jupyter lab notebooks/explore.ipynb
 
 lint: $(READY)

@@ -158,7 +158,7 @@ def run(work: Path, arm: Arm, base: Params, seed: int) -> str:
     if not (folder / "weights.safetensors").exists():
         train(study, who, params, folder)
     network = load(folder, params)
-    write_text(counts, tested([network], study, who.test, params).to_csv(index=False))
+    write_text(counts, tested(network, study, who.test, params).to_csv(index=False))
     return f"{arm.name}, seed {seed}: {time.perf_counter() - began:.0f} s"
 
 
@@ -187,13 +187,13 @@ def counts_file(work: Path, arm: Arm, base: Params, seed: int) -> Path:
     return run_folder(work, arm, base, seed) / f"counts{both}.csv"
 
 
-def tested(networks: Sequence[Any], study: Study, patients: Iterable[str], params: Params) -> pd.DataFrame:
+def tested(network: Any, study: Study, patients: Iterable[str], params: Params) -> pd.DataFrame:
     """Voxels of reference, prediction and both, for each class of each patient."""
     use_processor(params.threads)
     rows = []
     for name in patients:
         patient = load_patient(study.volumes, name, params)
-        probabilities = predict_probabilities(networks, patient.inputs, params.patch_shape[2], params.patch_stride)
+        probabilities = predict_probabilities([network], patient.inputs, params.patch_shape[2], params.patch_stride)
         rows.append([name, *counted(np.asarray(patient.reference), predict_labels(probabilities))])
     return pd.DataFrame(rows, columns=["patient", *COLUMNS])
 
@@ -205,15 +205,24 @@ def counted(reference: np.ndarray, labels: np.ndarray) -> list[int]:
 
 def run_ensembles(work: Path, plan: Plan) -> None:
     """Mean probabilities of k trainings of the base: for each k every run of k neighbours in the ring of seeds."""
-    study, base = Study(plan.base), plan.arms[0]
-    who, n = members(study, plan.base), len(plan.base_seeds)
-    networks = [load(run_folder(work, base, plan.base, seed), plan.base) for seed in plan.base_seeds]
-    for size in plan.ensembles:
-        for first in range(n if size < n else 1):
-            file = ensemble_file(work, size, first)
-            if not file.exists():
-                chosen = [networks[(first + i) % n] for i in range(size)]
-                write_text(file, tested(chosen, study, who.test, plan.base).to_csv(index=False))
+    n = len(plan.base_seeds)
+    rings = [(size, first) for size in plan.ensembles for first in range(n if size < n else 1)]
+    if all(ensemble_file(work, *ring).exists() for ring in rings):
+        return
+    study, base, params = Study(plan.base), plan.arms[0], plan.base
+    networks = [load(run_folder(work, base, params, seed), params) for seed in plan.base_seeds]
+    rows: dict[tuple[int, int], list[list[Any]]] = {ring: [] for ring in rings}
+    use_processor(2)
+    for name in members(study, params).test:
+        patient = load_patient(study.volumes, name, params)
+        window = (patient.inputs, params.patch_shape[2], params.patch_stride)
+        each = np.stack([predict_probabilities([network], *window) for network in networks])
+        for size, first in rings:
+            mean = each[[(first + i) % n for i in range(size)]].mean(0)
+            rows[size, first].append([name, *counted(np.asarray(patient.reference), predict_labels(mean))])
+    for ring, found in rows.items():
+        table = pd.DataFrame(found, columns=["patient", *COLUMNS])
+        write_text(ensemble_file(work, *ring), table.to_csv(index=False))
 
 
 def ensemble_file(work: Path, size: int, first: int) -> Path:
@@ -360,10 +369,10 @@ def plainly(main: pd.DataFrame) -> list[str]:
     found = {word: [row["arm"] for _, row in main.iterrows() if verdict(row) == word] for word in words}
     lines = [f"{words[word]}: {', '.join(arms) or 'none'}." for word, arms in found.items()]
     lines[-1] = lines[-1].replace("Did not help", "Made no difference that this many patients and seeds could show")
-    return [*lines, "What an arm leaves out helped only where leaving it out is worse.", *learning(main)]
+    return [*lines, "What an arm leaves out helped only where leaving it out is worse.", *ensemble_gains(main)]
 
 
-def learning(main: pd.DataFrame) -> list[str]:
+def ensemble_gains(main: pd.DataFrame) -> list[str]:
     """The ensembles one by one: how much each further network adds."""
     sizes = main[main["arm"].str.fullmatch(r"ensemble of \d+")]
     gains = [

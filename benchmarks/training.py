@@ -33,7 +33,7 @@ from benchmarks.measure import machine, write_table
 from mtvlib.checkpoints import Training
 from mtvlib.network import build
 from mtvlib.optimisation import make_optimizer
-from mtvlib.params import Params, read
+from mtvlib.params import AUGMENTATION, Params, read
 from mtvlib.patching import PatchPool, patch_pool, window_starts
 from mtvlib.training import (
     channels_last,
@@ -48,10 +48,16 @@ from mtvlib.training import (
 ROOT = Path(__file__).resolve().parents[1]
 SLICES = 133  # of the paper's mean field
 FAST = {"channels_last": True, "precision": "bfloat16"}
+AUGMENTED = {  # as params/modern.yml
+    name: value
+    for name, value in read(ROOT / "params" / "modern.yml").model_dump().items()
+    if name in AUGMENTATION or name == "flip"
+}
 WAYS: dict[str, dict[str, Any]] = {  # name -> changes of params/paper.yml
     "mtvlib, float32": {},
     "mtvlib, float32, channels last": {"channels_last": True},
     "mtvlib, bfloat16, channels last": FAST,
+    "mtvlib, bfloat16, channels last, augmented": FAST | AUGMENTED,
     "mtvlib, bfloat16, channels last, checkpoint_activations": FAST | {"checkpoint_activations": True},
     "mtvlib, bfloat16, channels last, compiled": FAST | {"compile": True},
     "MONAI, float32": {},

@@ -146,6 +146,7 @@ class Work:
     undone: int
     seconds: float
     median_seconds: float  # a patient
+    manual_shown: int  # corrections during which the manual delineation was looked at
 
 
 def work(log: pd.DataFrame) -> Work:
@@ -158,4 +159,5 @@ def work(log: pd.DataFrame) -> Work:
         undone=int(log["undone"].sum()),
         seconds=float(by_patient.sum()),
         median_seconds=float(by_patient.median()),
+        manual_shown=int(log["manual_shown"].sum()),
     )

@@ -177,8 +177,8 @@ class Params(BaseModel):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of training; choice")
     channels_last: bool = Field(
         False,
-        description="voxel-major order in memory: two to three times faster on a processor, the same but for rounding "
-        "(a CUDA device always has it); choice",
+        description="channels last in memory: about twice as fast on a processor at the paper's size, slower with "
+        "small patches, the same but for rounding (a CUDA device always has it); choice",
     )
     compile: bool = Field(
         False,

@@ -238,8 +238,15 @@ def _thinned(volume: np.ndarray, step: int) -> np.ndarray:
     """The maximum of each block of step x step voxels in plane."""
     if step == 1:
         return volume
-    rows = np.maximum.reduceat(volume, np.arange(0, volume.shape[0], step), axis=0)
-    return np.maximum.reduceat(rows, np.arange(0, volume.shape[1], step), axis=1)
+    rows = volume[::step].copy()
+    for shift in range(1, step):
+        other = volume[shift::step]
+        np.maximum(rows[: len(other)], other, out=rows[: len(other)])
+    thin = rows[:, ::step].copy()
+    for shift in range(1, step):
+        columns = rows[:, shift::step]
+        np.maximum(thin[:, : columns.shape[1]], columns, out=thin[:, : columns.shape[1]])
+    return thin
 
 
 def _along(volume: np.ndarray, degrees: int) -> np.ndarray:

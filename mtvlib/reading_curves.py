@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -15,19 +16,13 @@ from mtvlib.study import Study
 
 NOT_YET = "not yet"
 MODEL_FILE = "model.json"  # `inference.MODEL_FILE`, without loading torch for it
-PANEL, GAP, TOP, LEFT, HEIGHT = 390, 60, 30, 46, 190  # px of the drawing
+PANEL, GAP, TOP, LEFT, RIGHT, HEIGHT = 390, 60, 30, 46, 14, 190  # px of the drawing
+# Mid-tones for light and dark themes, none of which means a class or a source elsewhere.
 FOLD_COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#A76BA3",
-    "#B8860B",
-    "#56A5D8",
-    "#8A8F98",
-    "#A3162A",
-    "#5B4B8A",
-    "#4D7C0F",
+    *("#5AA9E6", "#B98A2F", "#7D6CC9", "#5E9E8F", "#B06C9B"),
+    *("#7C8794", "#8FB339", "#C27D5B", "#4F7CAC", "#9A9A5B"),
 )
+VALUE_STEPS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 COLUMNS = {"train_loss": "Training loss", "validation_soft_dsc": "Soft DSC, validation"}
 
 
@@ -74,12 +69,14 @@ def svg(found: Mapping[int, pd.DataFrame]) -> str:
     """Training loss and validation soft DSC by epoch, a line a fold, its best epoch marked; '' without any epoch."""
     if not found:
         return ""
-    width, height = LEFT + 2 * PANEL + GAP, TOP + HEIGHT + 40
+    width, height = LEFT + 2 * PANEL + GAP + RIGHT, TOP + HEIGHT + 40
     longest = max(int(history["epoch"].max()) for history in found.values())
     parts = [_legend(found)]
     for place, (column, title) in enumerate(COLUMNS.items()):
-        most = 1.0 if column == "validation_soft_dsc" else max(float(one[column].max()) for one in found.values())
-        parts.append(_panel(found, column, title, LEFT + place * (PANEL + GAP), longest, most or 1.0))
+        highest = 1.0 if column == "validation_soft_dsc" else max(float(one[column].max()) for one in found.values())
+        step = next(step for step in VALUE_STEPS if highest <= 5 * step or step == VALUE_STEPS[-1])
+        scale = step, step * max(1, math.ceil(highest / step - 1e-9))
+        parts.append(_panel(found, column, title, LEFT + place * (PANEL + GAP), longest, scale))
     label = html.escape("Training loss and validation soft DSC by epoch and fold")
     return (
         f'<svg class="mtv-curves-svg" role="img" aria-label="{label}" viewBox="0 0 {width} {height}" '
@@ -96,14 +93,18 @@ def _legend(found: Mapping[int, pd.DataFrame]) -> str:
     )
 
 
-def _panel(found: Mapping[int, pd.DataFrame], column: str, title: str, left: int, longest: int, most: float) -> str:
+def _panel(
+    found: Mapping[int, pd.DataFrame], column: str, title: str, left: int, longest: int, scale: tuple[float, float]
+) -> str:
+    most = scale[1]
+
     def x(epoch: float) -> float:
         return left + PANEL * epoch / max(longest, 1)
 
     def y(value: float) -> float:
         return TOP + HEIGHT * (1 - min(max(value, 0.0), most) / most)
 
-    parts = [_grid(left, x, y, longest, most), f'<text x="{left}" y="{TOP + HEIGHT + 35}">{title} by epoch</text>']
+    parts = [_grid(left, x, y, longest, scale), f'<text x="{left}" y="{TOP + HEIGHT + 35}">{title} by epoch</text>']
     for fold, history in sorted(found.items()):
         points = " ".join(f"{x(e):.1f},{y(v):.1f}" for e, v in zip(history["epoch"], history[column], strict=True))
         line = f'fill="none" stroke="{_colour(fold)}" stroke-width="1.8" stroke-linejoin="round"'
@@ -113,12 +114,14 @@ def _panel(found: Mapping[int, pd.DataFrame], column: str, title: str, left: int
     return "".join(parts)
 
 
-def _grid(left, x, y, longest: int, most: float) -> str:  # type: ignore[no-untyped-def]
+def _grid(
+    left: int, x: Callable[[float], float], y: Callable[[float], float], longest: int, scale: tuple[float, float]
+) -> str:
     lines = []
-    for number in range(5):
-        value = most * number / 4
+    for number in range(round(scale[1] / scale[0]) + 1):
+        value = number * scale[0]
         lines.append(f'<path d="M{left} {y(value):.1f}h{PANEL}" stroke="currentColor" stroke-opacity=".18"/>')
-        lines.append(f'<text x="{left - 7}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.2f}</text>')
+        lines.append(f'<text x="{left - 7}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if longest / step <= 8)
     for epoch in range(0, longest + 1, step):
         lines.append(f'<text x="{x(epoch):.1f}" y="{TOP + HEIGHT + 17}" text-anchor="middle">{epoch}</text>')

@@ -86,6 +86,7 @@ class Review:
         self.buttons = {name: _button(name) for name in BUTTONS}
         self.text = widgets.HTML().add_class("mtv-message")
         self.log = Table(label="Corrections", heads=[head for head, _ in LOG_HEADS.values()]).add_class("mtv-log")
+        self.damaged = widgets.HTML()
         self.loading: asyncio.Task[None] | None = None
         self._seen = seen(study)
         self._wire()
@@ -104,7 +105,7 @@ class Review:
         boxes = [widgets.HBox(row, layout=WRAP).add_class("mtv-edit") for row in rows]
         parts = [widgets.HTML(synthetic_note(self.study)), self.status, self.patients.box, *boxes, self.text]
         return widgets.VBox(
-            [*parts, self.viewer.box, widgets.HTML("<h3>Corrections of this study</h3>"), self.log],
+            [*parts, self.viewer.box, widgets.HTML("<h3>Corrections of this study</h3>"), self.damaged, self.log],
             layout={"grid_gap": "6px"},
         ).add_class("mtv-review")
 
@@ -182,6 +183,7 @@ class Review:
         if path is None:
             return ""
         self.patients.load(_blinded(self.study))
+        self._show_log()
         self._look_at_manual()  # for what follows
         return f"Saved as {path.parent.name}/{path.name}."
 
@@ -230,7 +232,6 @@ class Review:
             button.disabled = session is None or not able.get(name, True)
         self.viewer.forget_lines()
         self.viewer.draw()
-        self._show_log()
 
     def look(self) -> bool:
         """Show what is new in a study that runs."""
@@ -240,6 +241,7 @@ class Review:
         self.study = open_study(self.study.folder)
         self.status.value = status(self.study)
         self.patients.load(_blinded(self.study))
+        self._show_log()
         if self.session is None and self.patients.table.chosen:
             self.viewer.clear()
             self.open()
@@ -257,10 +259,11 @@ class Review:
             control.observe(self._proposed_other, "value")
 
     def _show_log(self) -> None:
+        self.damaged.value = ""
         try:
             table = corrections.log(self.study).sort_values("when", ascending=False)
         except InputError as error:
-            self.text.value += f" <b>{html.escape(str(error))}</b>"
+            self.damaged.value = f"<b>{html.escape(str(error))}</b>"
             return
         table["when"] = table["when"].str.slice(0, 16).str.replace("T", " ")
         table["manual_shown"] = table["manual_shown"].map({True: "yes", False: "no"})

@@ -72,6 +72,7 @@ def work(found: Corrected) -> Table:
     for kind, name in KIND_NAMES.items():
         table.add("", name, {"value": Cell(str(done.counts[kind]))})
     table.add("", "Edits taken back", {"value": Cell(str(done.undone))})
+    table.add("", "Corrections with the manual delineation shown", {"value": Cell(str(done.manual_shown))})
     table.add("", "Minutes of editing, all", {"value": Cell(number(done.seconds / 60, 1))})
     table.add("", "Seconds of editing, median patient", {"value": Cell(number(done.median_seconds, 0))})
     return table

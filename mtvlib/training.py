@@ -215,7 +215,7 @@ class Record:
 
 def step_gradient(training: Training, inputs: Tensor, labels: Tensor, params: Params) -> Loss:
     """The loss of a batch; its gradient is left in the network's parameters."""
-    network = training.compiled or training.network
+    network = training.network if training.compiled is None else training.compiled
     training.optimizer.zero_grad(set_to_none=True)
     if params.accumulate == 1:
         loss = loss_of(_logits(network, inputs, params), labels, params)

@@ -1,5 +1,7 @@
 """What corrections changed, against masks drawn by hand: three patients, of whom two are corrected."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -128,7 +130,7 @@ def test_the_work_is_counted(found):
     done = corrected.work(found.log.assign(seconds=[60.0, 30.0]))
     assert (done.patients, done.editors, done.corrections, done.undone) == (2, 1, 2, 0)
     assert done.counts == {"deleted": 2, "reclassified": 1, "accepted": 1}
-    assert (done.seconds, done.median_seconds) == (90, 45)
+    assert (done.seconds, done.median_seconds, done.manual_shown) == (90, 45, 0)
 
 
 def test_the_last_correction_of_a_patient_counts(found, study):
@@ -175,6 +177,8 @@ def test_the_work_in_words_claims_no_time_saved(found):
     table = markdown(tables_corrections.work(found))
     assert "| Regions deleted | 2 |" in table
     assert "| Missed lesions accepted | 1 |" in table
+    seen = tables_corrections.work(dataclasses.replace(found, log=found.log.assign(manual_shown=[True, False])))
+    assert "| Corrections with the manual delineation shown | 1 |" in markdown(seen)
 
 
 def test_nobody_who_corrected_is_named_in_the_report(found):

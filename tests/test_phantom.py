@@ -242,7 +242,7 @@ def test_in_the_hard_world_inflamed_nodes_look_like_metastases(plans):
     }
     assert uptake["usual"] > 0.85
     assert uptake["hard"] < 0.65
-    assert (hard.label == 0).sum() / 600 > 3 * (plans.label == 0).sum() / 1500
+    assert (hard.label == 0).sum() / 600 > 2.5 * (plans.label == 0).sum() / 1500
     assert hard[hard.label == 1].suv.median() == pytest.approx(plans[plans.label == 1].suv.median(), rel=0.1)
     assert hard[hard.label == 2].volume_ml.median() == pytest.approx(
         plans[plans.label == 2].volume_ml.median(), rel=0.1

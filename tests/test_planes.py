@@ -180,3 +180,13 @@ def test_contours_of_the_mip_follow_an_edited_map():
     one.masks["man"] = np.zeros_like(one.masks["man"])
     assert mip.contours(0, ("man",)) == []
     assert before
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_thinning_keeps_the_highest_of_each_block_up_to_the_edge(step):
+    volume = np.random.default_rng(0).random((7, 5, 3))
+    thin = planes._thinned(volume, step)
+    for x in range(thin.shape[0]):
+        for y in range(thin.shape[1]):
+            block = volume[x * step : (x + 1) * step, y * step : (y + 1) * step]
+            np.testing.assert_array_equal(thin[x, y], block.max((0, 1)))

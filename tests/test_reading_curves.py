@@ -33,7 +33,7 @@ def test_each_fold_is_told_how_far_it_is(tmp_path):
 
 
 def test_the_curves_lie_where_the_numbers_are(study):
-    """Loss 1.5, 0.75, 0.5, 0.375 of at most 1.5; soft DSC 0.1 to 0.4 of at most 1; four epochs over 390 px."""
+    """Loss 1.5, 0.75, 0.5, 0.375 on an axis to 1.5; soft DSC 0.1 to 0.4 on one to 1; four epochs over 390 px."""
     drawn = reading_curves.svg(reading_curves.histories(study))
     loss, score = (
         [tuple(map(float, point.split(","))) for point in points.split()]
@@ -44,6 +44,11 @@ def test_the_curves_lie_where_the_numbers_are(study):
     assert loss[3] == pytest.approx((left + 390, top + high * 0.75), abs=0.06)
     assert score[3][1] == pytest.approx(top + high * 0.6, abs=0.06)
     assert ">fold 0</text>" in drawn
+    assert [tick for tick in re.findall(r'text-anchor="end">([^<]+)<', drawn)] == [
+        *("0", "0.5", "1", "1.5"),
+        *("0", "0.2", "0.4", "0.6", "0.8", "1"),
+    ]
+    assert f'viewBox="0 0 {reading_curves.LEFT + 2 * 390 + 60 + 14} ' in drawn  # room for the last number
 
 
 def test_a_table_that_is_written_just_now_or_empty_is_no_error(tmp_path):

@@ -18,13 +18,14 @@ INK = 5.0  # of 255: what the shades of a block that holds something vary by, at
 DARKER = 40.0  # of 255, mean of a block
 FAINTER = 0.35  # a block that varies by so much less or more than the reference's
 MOST_OF_A_BAND = 0.45  # share of the blocks that hold something
-MOST_IN_A_ROW_PX = 20  # bands that are not found, one below the other
-MOST_BANDS = 0.15  # share of all bands that are not found
+MOST_IN_A_ROW_PX = 64  # bands that are not found, one below the other
+MOST_BANDS = 0.3  # share of all bands that are not found
 TALLER = 1.2  # pages that differ so much in height have another layout
 
 
-def small(picture: Image.Image, width: int = WIDTH_PX) -> Image.Image:
-    """As a reference is kept: narrow, in a few shades of grey."""
+def small(picture: Image.Image, width: int | None = None) -> Image.Image:
+    """As a reference is kept: narrow (a quarter at most, for pages of a phone), in a few shades of grey."""
+    width = width or min(WIDTH_PX, picture.width // 4)
     height = max(1, round(width * picture.height / picture.width))
     shrunk = picture.convert("L").resize((width, height), Image.Resampling.BOX)
     step = 255 / (LEVELS - 1)
@@ -46,7 +47,7 @@ def difference(picture: Image.Image, reference: Image.Image) -> str:
     row = BLOCK_PX * _longest_run(lost)
     if row > MOST_IN_A_ROW_PX or lost.mean() > MOST_BANDS:
         places = ", ".join(f"{100 * place / len(lost):.0f} %" for place in np.flatnonzero(lost))
-        return f"{lost.mean():.0%} of it looks different, {row} px of {reference.height} px in a row (at {places} of its height)"
+        return f"{lost.mean():.0%} of it differs, {row} of {reference.height} px in a row (at {places} of its height)"
     return ""
 
 
