@@ -61,11 +61,21 @@ _WAIT_FOR_PLOTLY = """
     return body.classList.contains("quarto-dark") || (hours.matches && !body.classList.contains("quarto-light"));
   }
   function themed(part) {
-    if (typeof part === "string") return dark[part.toUpperCase()] || part;
+    if (typeof part === "string") return darker(part);
     if (Array.isArray(part)) return part.map(themed);
     if (part === null || typeof part !== "object") return part;
     const parts = Object.entries(part).map(([name, value]) => [name, name === "text" ? inText(value) : themed(value)]);
     return Object.fromEntries(parts);
+  }
+  // A colour, or a tint of it as rgba, in its shade for the dark.
+  function darker(colour) {
+    const tint = /^rgba\\((\\d+),(\\d+),(\\d+),([\\d.]+)\\)$/.exec(colour);
+    if (!tint) return dark[colour.toUpperCase()] || colour;
+    const plain = "#" + tint.slice(1, 4).map((n) => (+n).toString(16).padStart(2, "0")).join("");
+    const shade = dark[plain.toUpperCase()];
+    if (!shade) return colour;
+    const parts = [1, 3, 5].map((at) => parseInt(shade.slice(at, at + 2), 16));
+    return `rgba(${parts.join(",")},${Math.min(1, 1.4 * tint[4])})`;  // a tint on black needs more of it
   }
   function inText(value) {
     return typeof value === "string" ? value.replace(/#[0-9a-f]{6}/gi, (colour) => themed(colour)) : themed(value);

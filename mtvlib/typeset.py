@@ -26,6 +26,7 @@ _NOT_AS_JUPYTER = "#{0} table {{table-layout:auto !important}} #{0} tbody tr {{b
 _SMALL_PRINT = "#{0} .gt_footnote {{text-align:left; font-size:11.5px; padding:2px 4px}}"
 _ONE_LINE = "#{0} .gt_row, #{0} .gt_col_heading {{white-space:nowrap}}"  # else narrow columns break intervals in two
 _SUBSCRIPT = re.compile(r"_\{(.+?)\}")
+PAGE_WIDTH, SHORT = 100, 24  # characters of a table's small type in a line of the PDF, and in a column left as it is
 
 
 @dataclass(frozen=True)
@@ -220,20 +221,32 @@ def typst(table: Table) -> str:
         if row.group != group:
             lines.append(f"table.cell(colspan: {width})[*{_words(row.group)}*],")
             group = row.group
-        lines.append(_row_typst(row, marks))
+        lines.append(_row_typst(row, marks, whole=table.align == "right"))
     lines.append("table.hline(stroke: 0.6pt),")
     small = [f"#super[{mark}] {_words(_sentence(reason))}" for reason, mark in marks.items()]
     small += [_words(note) for note in table.notes]
     align = f"align: (x, y) => if x == 0 {{ left }} else {{ {table.align} }}"
-    inset = 4 if width < 10 else 2.5  # pt; the widest table fills the page
-    settings = f"columns: {width}, stroke: none, inset: (x: {inset}pt, y: 2.5pt), {align},"
+    inset = 4 if width < 9 else 2.5  # pt; the widest table fills the page
+    settings = f"columns: {_columns_typst(table)}, stroke: none, inset: (x: {inset}pt, y: 2.5pt), {align},"
     body = "\n  ".join([settings, *lines])
     below = f"#block(above: 0.6em, text(size: 7pt)[{' #linebreak() '.join(small)}])\n" if small else ""
-    return f"#block[\n#set text(size: 8pt)\n#set par(justify: false, leading: 0.4em)\n#table(\n  {body}\n)\n{below}]"
+    return f"#block[\n#set text(size: {8 if width < 9 else 7.5}pt)\n#set par(justify: false, leading: 0.4em)\n#table(\n  {body}\n)\n{below}]"
 
 
-def _row_typst(row: Row, marks: Mapping[str, str]) -> str:
+def _columns_typst(table: Table) -> str:
+    """Columns as wide as what they hold; in a table of sentences the long ones share what is left, by their length."""
+    cells = [[row.name for row in table.rows]] + [[row.cells[key].value for row in table.rows] for key in table.columns]
+    longest = [max(map(len, texts), default=0) for texts in cells]
+    if table.align == "right" or sum(longest) <= PAGE_WIDTH:
+        return str(len(cells))
+    return f"({', '.join('auto' if n <= SHORT else f'{min(n, PAGE_WIDTH)}fr' for n in longest)})"
+
+
+def _row_typst(row: Row, marks: Mapping[str, str], *, whole: bool) -> str:
+    """Cells of a row; those of numbers are kept `whole`, since an interval could be broken behind its dash."""
     texts = [_words(row.name), *(_cell_typst(cell, marks) for cell in row.cells.values())]
+    if whole:
+        texts[1:] = [f"#box[{text}]" if text else "" for text in texts[1:]]
     if row.cited:
         texts = [f'#text(fill: rgb("{MUTED}"))[_{text}_]' if text else "" for text in texts]
         texts[0] = f"#h(0.8em){texts[0]}"

@@ -131,6 +131,27 @@ def test_errors_while_working(mtv, monkeypatch, error, code, said):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(("arguments", "resume"), [((), False), (("--resume",), True)])
+def test_a_run_goes_on_by_itself_and_must_where_asked_to(mtv, monkeypatch, arguments, resume):
+    seen = {}
+
+    def work(*_, **options):
+        seen.update(options)
+        raise WorkError("enough")
+
+    monkeypatch.setattr(flow, "run_study", work)
+    assert mtv("run", "x.yml", *arguments)[0] == 1
+    assert seen["resume"] is resume
+
+
+@pytest.mark.parametrize(("arguments", "hard"), [((), False), (("--hard",), True)])
+def test_a_hard_cohort_is_drawn_where_asked_for(mtv, monkeypatch, tmp_path, arguments, hard):
+    seen = {}
+    monkeypatch.setattr("mtvlib.phantom.write_cohort", lambda *_, **options: seen.update(options))
+    assert mtv("phantom", "--out", tmp_path / "c", *arguments)[0] == 0
+    assert seen["hard"] is hard
+
+
 @pytest.mark.parametrize("arguments", [("--debug", "run", "none.yml"), ("run", "none.yml", "--debug")])
 def test_debug_shows_the_traceback(monkeypatch, arguments):
     monkeypatch.setattr(sys, "argv", ["mtv", *arguments])

@@ -58,7 +58,16 @@ def test_typst_leaves_no_character_a_meaning(text):
     table = Table({"x": "X"})
     table.add("", "n", {"x": Cell(text)})
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    assert f'[#"{escaped}"]' in typst(table)
+    assert f'[#box[#"{escaped}"]]' in typst(table)
+
+
+def test_typst_breaks_no_interval_and_gives_sentences_the_room_they_need(table):
+    assert '#box[#"0.9" #linebreak()' in typst(table)
+    assert "columns: 3," in typst(table)
+    table.add("", "Nobody", {"dsc": Cell("so it says " * 12), "tpr": Cell("and why it says so " * 4)})
+    table.align = "left"
+    assert "columns: (auto, 100fr, 76fr)," in typst(table)
+    assert "#box" not in typst(table)
 
 
 def test_page_escapes_what_users_wrote():

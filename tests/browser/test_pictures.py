@@ -87,13 +87,14 @@ def test_summary_and_viewer_look_like_their_pictures(open_page, one_page, looks,
         looks(f"{name}-{way}", shot(opened.page, place))
 
 
-def test_pages_of_the_book_look_like_their_pictures(open_page, book, looks):
+def test_pages_of_the_book_fetch_nothing_make_no_error_and_look_like_their_pictures(open_page, book, looks):
     for path in book:
         opened = open_page(path.as_uri())
         if opened.page.locator("#mtv-viewer").count():
             opened.viewer()
-        height = opened.drawn().evaluate("document.documentElement.scrollHeight")
-        clip = {"x": 0, "y": 0, "width": 1280, "height": min(height, BOOK_PX)}
+        wide, high = opened.drawn().evaluate("[document.documentElement.scrollWidth, document.body.scrollHeight]")
+        assert (path.name, wide, opened.requests, opened.errors) == (path.name, 1280, [], [])
+        clip = {"x": 0, "y": 0, "width": 1280, "height": min(high, BOOK_PX)}
         looks(f"book-{path.stem}", opened.page.screenshot(type="jpeg", quality=80, full_page=True, clip=clip))
         opened.page.close()
 

@@ -3,13 +3,28 @@
 import pytest
 
 
-@pytest.fixture
-def opened(open_page, one_page):
-    found = open_page(one_page)
+@pytest.fixture(scope="module")
+def viewed(open_pages, one_page):
+    found = open_pages(one_page)
     found.viewer()
-    yield found
-    assert found.errors == []
-    assert found.requests == []
+    return found
+
+
+@pytest.fixture
+def opened(viewed):
+    """The page with the viewer as it is at first."""
+    page = viewed.page
+    first = page.locator("#mtv-viewer select.case option").first.get_attribute("value")
+    page.locator("#mtv-viewer select.case").select_option(first)
+    page.wait_for_function(f"document.getElementById('mtv-viewer').dataset.patient === '{first}'")
+    page.locator("#mtv-viewer [data-plane=transaxial]").click()
+    for name in ("man", "cnn"):
+        page.locator(f"#mtv-viewer input.{name}").check()
+    for name, value in {"angle": "0", "zoom": "1", "opacity": "60"}.items():
+        page.locator(f"#mtv-viewer input.{name}").fill(value)
+    yield viewed
+    assert viewed.errors == []
+    assert viewed.requests == []
 
 
 def at(opened) -> list[int]:
@@ -102,6 +117,16 @@ def test_the_mip_turns(opened):
     assert opened.in_viewer(mip) != before
 
 
+def test_the_zoom_enlarges_the_upper_row_about_the_crosshair(opened):
+    before = [opened.canvas("ct"), opened.in_viewer("return root.querySelector('.others canvas').toDataURL()")]
+    opened.page.locator("#mtv-viewer input.zoom").fill("3")
+    after = [opened.canvas("ct"), opened.in_viewer("return root.querySelector('.others canvas').toDataURL()")]
+    assert [one != other for one, other in zip(before, after, strict=True)] == [True, False]
+    for _ in range(2):
+        stage(opened).press("z")  # once more, and back
+    assert opened.canvas("ct") == before[0]
+
+
 def test_the_picker_loads_another_case(opened):
     select = opened.page.locator("#mtv-viewer select.case")
     names = select.locator("option").evaluate_all("all => all.map((one) => one.value)")
@@ -178,7 +203,18 @@ def test_on_a_phone_a_finger_turns_slices_and_a_tap_places_the_crosshair(open_pa
     assert box["width"] > 120
     opened.page.touchscreen.tap(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.75)
     assert at(opened)[:2] != [x, y]
+    slice_before = at(opened)[2]
+    swipe(opened.page, box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, right=-40)
+    assert at(opened)[2] < slice_before
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def swipe(page, x: float, y: float, right: int) -> None:
+    """A finger that is put down, moved sideways by so many pixels and lifted."""
+    touch = page.context.new_cdp_session(page)
+    for kind, step in (("touchStart", 0), ("touchMove", 0.5), ("touchMove", 1), ("touchEnd", None)):
+        points = [] if step is None else [{"x": x + right * step, "y": y}]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
 
 def test_a_case_whose_file_is_missing_says_so_and_shows_the_plate(open_page, one_page, studied):
