@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -455,6 +456,7 @@ def memory_lines() -> list[str]:
 def report(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"processor, {options.threads} threads"
+    load = os.getloadavg()[0]
     found = compare(options)
     ways = {name: WAYS[name] for name in ("mtvlib, float32", "mtvlib, bfloat16, channels last")}
     roofs = {
@@ -464,6 +466,7 @@ def report(options: argparse.Namespace) -> None:
     lines = [
         f"Network and patches of params/paper.yml, batches of {options.batch}, on: {where}. Medians over "
         f"{options.rounds} rounds of {options.steps} steps after a first one; each way in a process of its own.",
+        f"Load of the machine before: {load:.1f} (of an idle one: below 0.5; else the numbers mean little).",
         "Memory: " + ("allocated on the device." if device.type == "cuda" else "above what the libraries take."),
         "",
         *speed_lines(found, options.batch),

@@ -26,7 +26,7 @@ _NOT_AS_JUPYTER = "#{0} table {{table-layout:auto !important}} #{0} tbody tr {{b
 _SMALL_PRINT = "#{0} .gt_footnote {{text-align:left; font-size:11.5px; padding:2px 4px}}"
 _ONE_LINE = "#{0} .gt_row, #{0} .gt_col_heading {{white-space:nowrap}}"  # else narrow columns break intervals in two
 _SUBSCRIPT = re.compile(r"_\{(.+?)\}")
-PAGE_WIDTH, SHORT = 100, 24  # characters of a table's small type in a line of the PDF, and in a column left as it is
+PAGE_WIDTH, SHORT = 100, 34  # characters of a table's small type in a line of the PDF, and in a column left as it is
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,9 @@ def typst(table: Table) -> str:
     settings = f"columns: {_columns_typst(table)}, stroke: none, inset: (x: {inset}pt, y: 2.5pt), {align},"
     body = "\n  ".join([settings, *lines])
     below = f"#block(above: 0.6em, text(size: 7pt)[{' #linebreak() '.join(small)}])\n" if small else ""
-    return f"#block[\n#set text(size: {8 if width < 9 else 7.5}pt)\n#set par(justify: false, leading: 0.4em)\n#table(\n  {body}\n)\n{below}]"
+    type_size = 8 if width < 9 else 7.5  # pt
+    setting = f"#set text(size: {type_size}pt)\n#set par(justify: false, leading: 0.4em)"
+    return f"#block[\n{setting}\n#table(\n  {body}\n)\n{below}]"
 
 
 def _columns_typst(table: Table) -> str:
