@@ -1,4 +1,4 @@
-"""The report of large studies: seconds and peak memory of each chapter and of the rendering, and the sizes of the pages.
+"""The report of large studies: seconds and peak memory of each chapter and of the rendering, and sizes of pages.
 
 Cohorts of the paper's size, and of 10 000 patients, with small images (16 x 16 x 12 cm, 5 mm). Nothing is trained: the
 predictions are the references, each lesion moved, some missed and some made up. Chapters run two at a time, each in a
@@ -108,7 +108,7 @@ def _predict(study: Study, patient: str, models: int) -> dict[str, Any]:
 
 
 def made_up(reference: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Probabilities (3, x, y, z): a tenth of the lesions missed, some of the wrong class, one in five patients with one more."""
+    """Probabilities (3, x, y, z): a tenth of the lesions missed, some of the wrong class, at times one more."""
     found = np.zeros((3, *reference.shape), np.float32)
     lesions = cc3d.connected_components(np.array(reference))
     for number in range(1, int(lesions.max()) + 1):
@@ -183,9 +183,9 @@ def main() -> None:
         return
     quarto = "with Quarto" if shutil.which("quarto") else "as one page, without Quarto"
     lines = [
-        f"Chapters and report after the evaluation, {CORES} chapters at a time, each in a process of its own (a notebook),",
-        f"images of {' x '.join(map(str, SHAPE))} voxels. The report is rendered {quarto}. Aimed at: {RENDER_S} s for 879",
-        f"patients, {MEMORY_MB} MB for 10 000, {PAGE_MB:g} MB a page. There is no chapter on training, since nothing is trained.",
+        f"Chapters and report after the evaluation, {CORES} chapters at a time, each in a process of its own, images of",
+        f"{' x '.join(map(str, SHAPE))} voxels. The report is rendered {quarto}. Aimed at: {RENDER_S} s for 879 patients,",
+        f"{MEMORY_MB} MB for 10 000, {PAGE_MB:g} MB a page. There is no chapter on training: nothing is trained.",
         "",
         *table(found),
         "",

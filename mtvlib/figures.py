@@ -224,7 +224,7 @@ def _dsc_panel(panel: Panel, values: np.ndarray, threshold: float, color: str) -
     panel.write(right, threshold + 0.02, top, xanchor="left", yanchor="top")
     panel.y_axis(range=[0, top], dtick=1 if top < 6 else None)  # patients are whole
     if not len(values):
-        panel.write("no patient has it", 0.5, top / 2, font={"color": COLORS["neutral"], "size": SMALL})
+        panel.write("no patient has it", threshold / 2, top / 2, font={"color": COLORS["neutral"], "size": SMALL})
 
 
 # --- figure 2 of the paper: total tumour burden

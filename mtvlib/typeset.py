@@ -26,7 +26,7 @@ _NOT_AS_JUPYTER = "#{0} table {{table-layout:auto !important}} #{0} tbody tr {{b
 _SMALL_PRINT = "#{0} .gt_footnote {{text-align:left; font-size:11.5px; padding:2px 4px}}"
 _ONE_LINE = "#{0} .gt_row, #{0} .gt_col_heading {{white-space:nowrap}}"  # else narrow columns break intervals in two
 _SUBSCRIPT = re.compile(r"_\{(.+?)\}")
-PAGE_WIDTH, SHORT = 100, 34  # characters of a table's small type in a line of the PDF, and in a column left as it is
+PAGE_WIDTH, SHORT = 100, 24  # characters of a table's small type in a line of the PDF, and in a column left as it is
 
 
 @dataclass(frozen=True)
@@ -236,12 +236,15 @@ def typst(table: Table) -> str:
 
 
 def _columns_typst(table: Table) -> str:
-    """Columns as wide as what they hold; in a table of sentences the long ones share what is left, by their length."""
+    """Columns as wide as what they hold; in a table of sentences the long ones share what is left.
+
+    By the root of their length: shares by the length itself would leave the shorter ones a word a line.
+    """
     cells = [[row.name for row in table.rows]] + [[row.cells[key].value for row in table.rows] for key in table.columns]
     longest = [max(map(len, texts), default=0) for texts in cells]
     if table.align == "right" or sum(longest) <= PAGE_WIDTH:
         return str(len(cells))
-    return f"({', '.join('auto' if n <= SHORT else f'{min(n, PAGE_WIDTH)}fr' for n in longest)})"
+    return f"({', '.join('auto' if n <= SHORT else f'{n**0.5:.1f}fr' for n in longest)})"
 
 
 def _row_typst(row: Row, marks: Mapping[str, str], *, whole: bool) -> str:

@@ -66,7 +66,7 @@ def test_typst_breaks_no_interval_and_gives_sentences_the_room_they_need(table):
     assert "columns: 3," in typst(table)
     table.add("", "Nobody", {"dsc": Cell("so it says " * 12), "tpr": Cell("and why it says so " * 4)})
     table.align = "left"
-    assert "columns: (auto, 100fr, 76fr)," in typst(table)
+    assert "columns: (auto, 11.5fr, 8.7fr)," in typst(table)
     assert "#box" not in typst(table)
 
 

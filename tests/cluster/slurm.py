@@ -154,7 +154,8 @@ class Slurm:
     def jobs(self) -> list[dict[str, str]]:
         """Jobs of the controller, finished ones too: number, state, comment (rule and wildcards), node."""
         lines = self.say("squeue", "-h", "--states=all", "-o", "%i|%T|%k|%N|%m|%l").splitlines()
-        return [dict(zip(("job", "state", "rule", "node", "memory", "time"), line.split("|"), strict=True)) for line in lines]
+        names = ("job", "state", "rule", "node", "memory", "time")
+        return [dict(zip(names, line.split("|"), strict=True)) for line in lines]
 
     def kill_job(self, job: str) -> None:
         """SIGKILL to every process of a job, as when a node's memory runs out."""
