@@ -37,6 +37,10 @@ bench: $(READY) $(PEERS)
 	$(BIN)/python -m benchmarks.lesions
 	$(BIN)/python -m benchmarks.evaluate --large
 	$(BIN)/python -m benchmarks.coverage
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.viewer
+	$(BIN)/python -m benchmarks.reading
+	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.training --quick
 
 # The same on a computer with a graphics card: what only it can show.
