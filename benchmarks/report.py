@@ -183,9 +183,9 @@ def main() -> None:
         return
     quarto = "with Quarto" if shutil.which("quarto") else "as one page, without Quarto"
     lines = [
-        f"Chapters and report after the evaluation, {CORES} chapters at a time, each in a process of its own,",
-        f"images of {' x '.join(map(str, SHAPE))} voxels. The report is rendered {quarto}. Aimed at: {RENDER_S} s for 879",
-        f"patients, {MEMORY_MB} MB for 10 000, {PAGE_MB:g} MB a page. There is no chapter on training: nothing is trained.",
+        f"Chapters and report after the evaluation, {CORES} chapters at a time, each in a process of its own.",
+        f"Images of {' x '.join(map(str, SHAPE))} voxels; the report is rendered {quarto}. Aimed at: {RENDER_S} s",
+        f"for 879 patients, {MEMORY_MB} MB for 10 000, {PAGE_MB:g} MB a page. There is no chapter on training.",
         "",
         *table(found),
         "",
