@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv-peers/.ready
 
-.PHONY: demo test report lab bench bench-gpu ablations lint clean
+.PHONY: docs demo test report lab bench bench-gpu ablations lint clean
 
 demo: $(READY)
 	$(BIN)/mtv phantom --patients 60 --external 12 --out cohorts/demo --seed 2023
@@ -20,6 +20,10 @@ report: $(READY)
 	$(BIN)/mtv report studies/demo
 
 # The reading room; JupyterLab's question for news is switched off, since it would ask a server in the internet.
+# The demo's report for readers who run nothing, and the README's picture; after `make demo`.
+docs: $(READY)
+	$(BIN)/python docs/build.py studies/demo
+
 lab: $(READY)
 	$(BIN)/jupyter labextension disable @jupyterlab/apputils-extension:announcements
 	$(BIN)/jupyter lab notebooks/explore.ipynb

@@ -60,7 +60,7 @@ def render(folder: str | Path, to: str = "html", *, show: Show = print) -> Path:
         )
     if quarto is None:
         show(f"Quarto was not found: the report becomes one HTML page. For the book and the PDF, {WHERE_QUARTO}.")
-        return _write_page(study)
+        return write_page(study)
     show("Quarto renders the report; this takes a minute.")
     with tempfile.TemporaryDirectory() as scratch:
         book = build_book(study, Path(scratch) / "book", "typst" if to == "pdf" else to)
@@ -175,7 +175,8 @@ def _one_output_a_cell(notebook: dict[str, Any]) -> dict[str, Any]:
     return {**notebook, "cells": cells}
 
 
-def _write_page(study: Study) -> Path:
+def write_page(study: Study) -> Path:
+    """Write the report as one page, without Quarto; what it shows lies beside it. Returns the page."""
     chapters = dict(read_chapters(study))
     pictures = summary_pictures(chapters, PAGE_FILES, "webp")
     known = context(study, chapters) | {"pictures": pictures}
