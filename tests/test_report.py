@@ -249,7 +249,7 @@ def test_synthetic_patients_are_named_on_every_page(study, no_quarto):
     table = pd.read_csv(study / "cohort.csv").assign(synthetic=1)
     write_text(study / "cohort.csv", table.to_csv(index=False))
     html = page(study)
-    assert html.count("computed phantoms") == 5  # summary, model, methods, changes and checklist; the chapters bring their own banner
+    assert html.count("computed phantoms") == 5
     assert "synthetic patients, no clinical claim" in html
 
 
