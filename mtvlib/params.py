@@ -195,6 +195,11 @@ class Params(BaseModel):
         description="compute inner activations twice instead of keeping them, to save memory: the same step, a third "
         "slower; choice",
     )
+    devices_per_fold: Positive = Field(
+        1,
+        description="devices that train one fold together, each with its part of every batch: graphics cards, or "
+        "processes of `threads` threads on a processor; the same steps but for rounding; choice",
+    )
     threads: Positive = Field(
         2, description="processor threads of a step (part of what makes a run repeatable); choice"
     )
@@ -252,6 +257,8 @@ class Params(BaseModel):
             raise ValueError(f"units_per_level {self.units_per_level} must name one number for each of {self.filters}")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate {self.accumulate} cuts a batch_size of {self.batch_size} into empty parts")
+        if self.devices_per_fold > self.batch_size:
+            raise ValueError(f"devices_per_fold {self.devices_per_fold} share a batch_size of {self.batch_size}")
         if self.attention and self.filters[-1] % self.attention_heads:
             raise ValueError(f"attention_heads {self.attention_heads} must divide the last of filters {self.filters}")
         if self.validation_fraction + 1 / self.folds >= 1:
@@ -330,6 +337,7 @@ TRAINING = (
     "channels_last",
     "compile",
     "accumulate",
+    "devices_per_fold",
 )
 PREDICTION = ("test_time_flip",)
 STOPPING = ("epochs", "patience")

@@ -67,7 +67,11 @@ class PatchPool:
         return len(self.starts)
 
     def batch(self, patches: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs (N, C, X, Y, Z) float32 and labels (N, X, Y, Z) int64 of the patches with these numbers."""
+        """Inputs (N, C, X, Y, Z) float32 and labels (N, X, Y, Z) int64 of the patches with these numbers, also none."""
+        if not patches:
+            _, channels, x, y = self.inputs[0].shape
+            inputs = torch.empty((0, channels, x, y, self.depth), device=self.device)
+            return inputs, inputs[:, 0].long()
         inputs = torch.stack([self._window(self.inputs, i).permute(1, 2, 3, 0) for i in patches])
         labels = torch.stack([self._window(self.labels, i).permute(1, 2, 0) for i in patches])
         return inputs.contiguous(), labels.contiguous().long()
