@@ -200,6 +200,11 @@ class Params(BaseModel):
         description="devices that train one fold together, each with its part of every batch: graphics cards, or "
         "processes of `threads` threads on a processor; the same steps but for rounding; choice",
     )
+    volumes_gb: Annotated[Float, Field(ge=0)] | None = Field(
+        None,
+        description="most memory of the computer, GB, for a fold's prepared volumes, the rest is read from a file "
+        "while it trains; null: 70 % of what is free; changes no number; choice",
+    )
     threads: Positive = Field(
         2, description="processor threads of a step (part of what makes a run repeatable); choice"
     )
@@ -298,7 +303,7 @@ class Params(BaseModel):
 
 
 # Which step a parameter matters to: a step is redone, and a checkpoint or model refused, only when its own change.
-STUDY = ("name", "cohort", "studies", "seed", "device", "threads", "checkpoint_activations")
+STUDY = ("name", "cohort", "studies", "seed", "device", "volumes_gb", "threads", "checkpoint_activations")
 IMAGES = ("channels", "spacing_mm", "crop_shape", "axial_mm")
 NORMALIZATION = ("ct_window_hu", "pet_normalization", "pet_window_suv")
 PATCHES = ("patch_shape", "patch_stride")

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtvlib import memory
 from mtvlib.augment import augment
 from mtvlib.augment import wanted as augmentation_wanted
 from mtvlib.checkpoints import (
@@ -40,7 +41,7 @@ from mtvlib.loss import Loss, PartsLoss, dice_terms, loss_of
 from mtvlib.network import Network, NetworkConfig, build
 from mtvlib.optimisation import learning_rate, limit_gradient, make_optimizer, set_learning_rate, update_mean
 from mtvlib.params import Params
-from mtvlib.patching import HOST_SHARE, PatchPool, batches, free_host_bytes, patch_pool
+from mtvlib.patching import HOST_SHARE, PatchPool, batches, patch_pool
 from mtvlib.ranks import ALONE, Ranks
 
 __all__ = [  # what other rooms take from here, wherever it lives
@@ -414,7 +415,7 @@ def train_fold(
     folder.mkdir(parents=True, exist_ok=True)
     if ranks.first:
         sweep(folder)
-    host_bytes = HOST_SHARE * free_host_bytes() / ranks.here if ranks.several else None
+    host_bytes = _host_bytes(params, ranks)
     with memory_watch(params):
         pool = patch_pool(train, depth, params.patch_stride, device, host_bytes=host_bytes, scratch=folder)
         # Validation sees each slice once (windows side by side): a quarter of the cost of overlapping ones.
@@ -429,6 +430,13 @@ def train_fold(
                 save_state(training, folder / STATE_FILE, params, fold, basis)
             report(training)
     return training
+
+
+def _host_bytes(params: Params, ranks: Ranks) -> float | None:
+    """Memory that each of the two pools of volumes may take in the computer; None: a share of what is free by then."""
+    if params.volumes_gb is not None:
+        return params.volumes_gb * 1e9 / (2 * ranks.here)
+    return HOST_SHARE * memory.free_bytes() / ranks.here if ranks.several else None
 
 
 def go_on(
