@@ -120,9 +120,7 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(patching.tempfile, "TemporaryFile", full)
-    with pytest.raises(
-        WorkError, match=r"no room in memory could not be written: No space left .*free disk space"
-    ):
+    with pytest.raises(WorkError, match=r"no room in memory could not be written: No space left .*free disk space"):
         patch_pool(two_volumes(), 8, 2, host_bytes=0, scratch=tmp_path)
 
 
