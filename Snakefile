@@ -5,7 +5,8 @@ import os
 import shlex
 import sys
 
-from mtvlib import params, steps
+from mtvlib import cluster, params, resources, steps
+from mtvlib.cohort import read_cohort
 from mtvlib.study import Study
 
 BASE = os.path.abspath(config.get("base", "."))
@@ -14,6 +15,7 @@ os.chdir(BASE)
 STUDY = Study.open(os.path.relpath(FOLDER))
 SOURCE = steps.source_fingerprint(STUDY)
 CORRECTIONS = steps.corrections_fingerprint(STUDY)
+PATIENTS = len(read_cohort(STUDY.source))
 os.chdir(FOLDER)
 PARAMS = STUDY.params
 
@@ -23,6 +25,18 @@ STEP = (
     f" --study {shlex.quote(os.path.relpath(FOLDER, BASE))}"
 )
 FOLDS = list(range(PARAMS.folds))
+LOGS = os.path.join(FOLDER, "logs")
+
+
+def asks(name, of):
+    """What the jobs of a rule ask a cluster for, as a function of wildcards and attempt; on one computer nobody asks."""
+
+    def value(wildcards, attempt):
+        step = of.format(**dict(wildcards.items()))
+        late = cluster.timeouts(steps.Path(LOGS), step, attempt)
+        return getattr(resources.of_rule(step, PARAMS, PATIENTS, config, attempt, late), name)
+
+    return value
 
 
 # Every file, not the last one alone: what is missing in the middle Snakemake would not make again while the end is there.
@@ -52,6 +66,9 @@ rule cohort:
         values=PARAMS.part(("seed", *params.IMAGES, *params.FOLDS)),
         source=SOURCE,
     threads: PARAMS.threads
+    resources:
+        mem_mb=asks("mem_mb", "1_cohort"),
+        runtime=asks("minutes", "1_cohort"),
     log:
         "logs/1_cohort.log",
     benchmark:
@@ -89,7 +106,10 @@ rule train_fold:
         ),
     threads: PARAMS.threads * PARAMS.devices_per_fold
     resources:
-        gpu=steps.devices_of("2_train_fold_0", PARAMS),
+        gpu=asks("gpu", "2_train_fold_{fold}"),
+        mem_mb=asks("mem_mb", "2_train_fold_{fold}"),
+        runtime=asks("minutes", "2_train_fold_{fold}"),
+    retries: int(config.get("train_retries", 0))  # 0: as the profile says
     log:
         "logs/2_train_fold_{fold}.log",
     benchmark:
@@ -112,7 +132,9 @@ rule external_testing:
         values=PARAMS.part(params.PREDICTION),
     threads: PARAMS.threads
     resources:
-        gpu=steps.devices_of("3_external_testing", PARAMS),
+        gpu=asks("gpu", "3_external_testing"),
+        mem_mb=asks("mem_mb", "3_external_testing"),
+        runtime=asks("minutes", "3_external_testing"),
     log:
         "logs/3_external_testing.log",
     benchmark:
@@ -136,6 +158,9 @@ rule evaluation:
     params:
         code=steps.code_fingerprint("evaluation"),
         values=PARAMS.part(("seed", *params.EVALUATION)),
+    resources:
+        mem_mb=asks("mem_mb", "evaluation"),
+        runtime=asks("minutes", "evaluation"),
     log:
         "logs/evaluation.log",
     benchmark:
@@ -157,6 +182,9 @@ rule chapter:
         code=lambda wildcards: steps.code_fingerprint(wildcards.chapter),
         values=lambda wildcards: PARAMS.part(params.REPORT if wildcards.chapter == "8_cases" else ()),
         corrections=lambda wildcards: CORRECTIONS if wildcards.chapter == "10_corrections" else "",
+    resources:
+        mem_mb=asks("mem_mb", "{chapter}"),
+        runtime=asks("minutes", "{chapter}"),
     log:
         "logs/{chapter}.log",
     benchmark:
@@ -174,6 +202,9 @@ rule manifest:
         "manifest.json",
     params:
         code=steps.code_fingerprint("manifest"),
+    resources:
+        mem_mb=asks("mem_mb", "manifest"),
+        runtime=asks("minutes", "manifest"),
     log:
         "logs/manifest.log",
     shell:

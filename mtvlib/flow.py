@@ -10,22 +10,24 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import mtvlib.params
-from mtvlib import devices, lease, status
+from mtvlib import cluster, devices, lease, status
 from mtvlib.cohort import FILES, read_cohort
 from mtvlib.errors import InputError, MtvError, WorkError
 from mtvlib.files import read_table
 from mtvlib.prepare import OVERVIEW, RECORD
-from mtvlib.steps import TRAIN_FOLD, devices_of, die_with_parent, project_root
+from mtvlib.steps import RUN, TRAIN_FOLD, devices_of, die_with_parent, project_root
 from mtvlib.study import VIEWER_INDEX, Study, check_folder
 
 Show = Callable[[str], None]
 FULL_DISK_MB = 10
 PATIENCE_S = 5
+CANCEL_S = 60  # until jobs of a cluster are cancelled
 
 
 def run_study(
@@ -155,12 +157,12 @@ def _named_files(study: Study, index: Path) -> Iterator[Path]:
 
 
 def _snakemake(study: Study, cores: int, profile: Path | None, show: Show) -> None:
+    executor = cluster.executor_of(profile)
     command = [
         *(sys.executable, "-m", "mtvlib.flow"),
         *("--snakefile", str(project_root() / "Snakefile")),
         *("--directory", str(study.folder)),
-        *("--config", f"base={os.getcwd()}"),
-        *("--cores", str(cores)),
+        *_where(study, cores, executor, profile),
         *(() if profile else _device_limit(study)),  # a profile may send steps to other computers
         # Our own lock covers the study, and a kill must not leave Snakemake's behind.
         *("--nolock", "--rerun-incomplete", "--keep-going"),
@@ -172,7 +174,14 @@ def _snakemake(study: Study, cores: int, profile: Path | None, show: Show) -> No
         path.unlink()
     offsets = {path: path.stat().st_size for path in study.logs.glob("*.log")}
     with open(log, "w", encoding="utf-8") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {RUN: uuid.uuid4().hex},
+            start_new_session=executor is not None,  # Ctrl-C comes from us, once: a second would leave jobs behind
+        )
         try:
             watcher = Watcher(study.logs, offsets, show)
             while process.poll() is None:
@@ -180,7 +189,10 @@ def _snakemake(study: Study, cores: int, profile: Path | None, show: Show) -> No
                 time.sleep(0.3)
             watcher.look()
         finally:
-            _stop(process)
+            _stop(process, CANCEL_S if executor else PATIENCE_S)
+            if executor:
+                cluster.cancel(log)
+                cluster.gather(study)
     if process.returncode:
         for line in status.failures(study.folder):
             show(line)
@@ -195,12 +207,21 @@ def _device_limit(study: Study) -> tuple[str, ...]:
     return ("--resources", f"gpu={found}") if found else ()
 
 
-def _stop(process: subprocess.Popen) -> None:
-    """End Snakemake: it waits for running steps, which may take hours, so not for long; they end with it."""
+def _where(study: Study, cores: int, executor: str | None, profile: Path | None) -> list[str]:
+    """Where steps run: on so many cores here, or as jobs, whose number the profile limits."""
+    base = ["--config", f"base={os.getcwd()}"]
+    if executor is None or profile is None:
+        return [*base, "--cores", str(cores)]
+    told = [f"{name}={value}" for name, value in cluster.options(executor, profile).items()]
+    return [*base, *told, *cluster.arguments(executor, profile, study)]
+
+
+def _stop(process: subprocess.Popen, patience_s: float) -> None:
+    """End Snakemake: it cancels jobs, but waits for steps here, maybe for hours; so not for long, they end with it."""
     if process.poll() is None:
-        process.terminate()
+        process.send_signal(signal.SIGINT if patience_s == CANCEL_S else signal.SIGTERM)
         try:
-            process.wait(PATIENCE_S)
+            process.wait(patience_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -271,8 +292,18 @@ def _failure(study: Study, log: Path) -> MtvError:
     return WorkError("Snakemake could not run the study: " + " | ".join(tail), file=log)
 
 
-if __name__ == "__main__":
+def _main() -> None:
+    """Snakemake, which ends with the run that started it; jobs elsewhere are cancelled before."""
     from snakemake.cli import main
 
-    die_with_parent()
-    main()
+    elsewhere = "--cores" not in sys.argv
+    die_with_parent(CANCEL_S if elsewhere else 0)
+    try:
+        main()
+    finally:
+        if elsewhere:
+            cluster.cancel(Path(sys.argv[sys.argv.index("--directory") + 1]) / "logs" / "snakemake.log")
+
+
+if __name__ == "__main__":
+    _main()

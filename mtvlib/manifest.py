@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mtvlib
+from mtvlib import cluster
 from mtvlib.files import read_table, sha256, write_json
 from mtvlib.study import Study
 
@@ -73,11 +74,13 @@ def processor() -> str:
 
 
 def costs(study: Study) -> dict[str, Any]:
-    """Seconds and peak memory of each step, from its log."""
+    """Seconds, processor seconds and peak memory of each step, from its log, and of jobs on a cluster all tries."""
+    cluster.gather(study)
     found = {}
     for path in sorted(study.logs.glob("*.json")):
         if not path.name.endswith(".error.json"):
             found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            found[path.stem] |= cluster.costs_of_jobs(cluster.read_jobs(study.logs, path.stem))
     return found
 
 

@@ -75,6 +75,7 @@ def context(study: Study, chapters: Mapping[str, dict[str, Any]]) -> dict[str, A
         "thousands": thousands,
         "record": _record(manifest),
         "costs": _costs(manifest),
+        "reserved": _reserved(manifest),
         "changes": changes_since(study),
         "checklists": checklists(study, _labels(study, chapters), manifest),
     }
@@ -303,3 +304,17 @@ def _costs(manifest: dict[str, Any]) -> list[tuple[str, str, str]]:
         return name, f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s", f"{cost['peak_memory_mb']} MB"
 
     return [row(name, cost) for name, cost in manifest.get("steps", {}).items()]
+
+
+def _reserved(manifest: dict[str, Any]) -> str:
+    """What a cluster reserved for all steps together, in a sentence; '' for a study of one computer."""
+    costs = [cost for cost in manifest.get("steps", {}).values() if "jobs" in cost]
+    if not costs:
+        return ""
+    jobs, cpu, gpu, energy = (
+        sum(c.get(key, 0) for c in costs) for key in ("jobs", "cpu_hours", "gpu_hours", "energy_kwh")
+    )
+    peak = max(cost["peak_memory_mb"] for cost in costs)
+    used = f"{cpu:.3g} CPU-hours and {gpu:.3g} GPU-hours" + (f", {energy:.3g} kWh" if energy else "")
+    unknown = "" if energy else " Its energy is not known."
+    return f"A cluster ran {len(costs)} steps in {jobs} jobs: {used}; the largest process took {peak} MB.{unknown}"

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-import resource
+import signal
 import socket
 import sys
 import threading
@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mtvlib import devices, fingerprint, lease
+from mtvlib import cluster, devices, fingerprint, lease
 from mtvlib.cohort import FILES, read_cohort
 from mtvlib.errors import InputError, MtvError, WorkError
 from mtvlib.files import sha256, write_json, write_text
@@ -35,6 +35,7 @@ from mtvlib.graph import step_names as step_names
 from mtvlib.params import Params
 from mtvlib.study import Study
 
+RUN = "MTV_RUN"  # in the environment: which run of the study has started this step
 HASHES = ".images.json"  # in the study's folder: what the images' contents were at the last look
 
 
@@ -87,7 +88,7 @@ def corrections_fingerprint(study: Study) -> str:
 
 def content_hashes(paths: Sequence[Path], known: Path) -> dict[Path, str]:
     """sha256 of each file. What has the size and the time of change that the file `known` tells is not read again."""
-    before = _read_hashes(known)
+    before = _read_json(known)
     names = {path: os.path.relpath(path, known.parent) for path in paths}
     stamps = {path: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
     found = {path: before[name][2] for path, name in names.items() if before.get(name, [])[:2] == stamps[path]}
@@ -99,7 +100,7 @@ def content_hashes(paths: Sequence[Path], known: Path) -> dict[Path, str]:
     return found
 
 
-def _read_hashes(path: Path) -> dict[str, list[Any]]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -120,20 +121,34 @@ def run_step(study: Study, step: str) -> None:
 
 
 def _run_alone(study: Study, step: str, say: Callable[[str], None]) -> None:
-    began = time.time()
+    """The step, unless this run has seen it fail by an error of its own: a scheduler's next try would end alike."""
+    file = study.logs / f"{step}.error.json"
+    again = _error_of_this_run(file)
+    if again is not None:
+        raise again
     say("started")
-    try:
-        _attempt(study, step)
-    except MtvError as error:
-        write_json(study.logs / f"{step}.error.json", {"message": str(error), "exit_code": error.exit_code})
-        say(f"failed: {error}")
-        raise
-    (study.logs / f"{step}.error.json").unlink(missing_ok=True)
-    seconds = time.time() - began
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    scale = 1024 if sys.platform == "darwin" else 1  # bytes there, kilobytes elsewhere
-    write_json(study.logs / f"{step}.json", {"seconds": round(seconds, 1), "peak_memory_mb": peak // (1024 * scale)})
-    say(f"finished in {seconds:.0f} s")
+    with cluster.recorded(study.logs, step) as cost:
+        try:
+            _attempt(study, step)
+        except MtvError as error:
+            told = {"message": str(error), "exit_code": error.exit_code, "killed": isinstance(error, Killed)}
+            write_json(file, told | {"run": os.environ.get(RUN)})
+            say(f"failed: {error}")
+            raise
+    file.unlink(missing_ok=True)
+    write_json(study.logs / f"{step}.json", {name: cost[name] for name in ("seconds", "cpu_seconds", "peak_memory_mb")})
+    say(f"finished in {cost['seconds']:.0f} s")
+
+
+class Killed(WorkError):  # noqa: N818
+    """The notebook's process was ended from outside; with more memory the same work may succeed."""
+
+
+def _error_of_this_run(file: Path) -> MtvError | None:
+    error = _read_json(file)
+    if not os.environ.get(RUN) or error.get("run") != os.environ[RUN] or error.get("killed"):
+        return None
+    return (InputError if error["exit_code"] == InputError.exit_code else WorkError)(error["message"])
 
 
 def _attempt(study: Study, step: str) -> None:
@@ -186,7 +201,7 @@ def run_notebook(study: Study, step: str) -> Path:
     except PapermillExecutionError as error:
         raise _failure(step, error, running) from None
     except DeadKernelError:
-        raise WorkError(
+        raise Killed(
             f"step {step} failed: its process was killed, most often for want of memory",
             file=running,
             remedy="use fewer --cores or a machine with more memory.",
@@ -237,13 +252,19 @@ def _replaced(value: Any, pattern: str, text: str) -> Any:
     return re.sub(pattern, lambda _: text, value) if isinstance(value, str) else value
 
 
-def die_with_parent() -> None:
-    """End this process when the one that started it is gone, so that a killed study leaves no worker behind."""
+def die_with_parent(patience_s: float = 0) -> None:
+    """End this process when the one that started it is gone, so that a killed study leaves no worker behind.
+
+    With a patience it is interrupted first, and has so many seconds to end what it has begun elsewhere.
+    """
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+        if patience_s:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(patience_s)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -37,6 +37,7 @@ JobCompLoc={folder}/jobcomp.txt
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=1
 JobAcctGatherParams=OverMemoryKill,UsePss
+SlurmdParameters=config_overrides
 KillWait=2
 OverTimeLimit=0
 MinJobAge=300
@@ -48,8 +49,8 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.%n.log
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs={cpus} RealMemory=4000 State=UNKNOWN
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs={cpus} RealMemory=4000 State=UNKNOWN
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs={cpus} RealMemory=6000 State=UNKNOWN
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs={cpus} RealMemory=6000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 DefMemPerCPU=500 State=UP
 """
 
@@ -98,7 +99,19 @@ class Slurm:
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+        conf = str(folder / "slurm.conf")
+        self.environment = os.environ | {
+            "SLURM_CONF": conf,
+            "PATH": f"{self._srun_that_knows(conf)}:{os.environ['PATH']}",
+        }
+
+    def _srun_that_knows(self, conf: str) -> Path:
+        """A folder with an srun that finds this Slurm: the plugin's jobs take SLURM_CONF away from the real one."""
+        script = self.folder / "bin" / "srun"
+        script.parent.mkdir()
+        script.write_text(f'#!/bin/sh\nSLURM_CONF={conf}\nexport SLURM_CONF\nexec {_program("srun")} "$@"\n')
+        script.chmod(0o755)
+        return script.parent
 
     # --- daemons
 

@@ -1,0 +1,92 @@
+"""On a real Slurm of two nodes: a study that loses jobs and its controller ends with the numbers of a local run."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from tests.cluster.slurm import Slurm, end, missing, wait_for
+from tests.study.test_whole_study import outcome, write_inputs
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+MINUTES = 60
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    slurm = Slurm(tmp_path_factory.mktemp("slurm"))
+    try:
+        slurm.start()
+        yield slurm
+    finally:
+        slurm.stop()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, project):
+    """A cohort, its parameters, and a copy of the profile with frequent looks and too little memory for one job."""
+    folder = tmp_path_factory.mktemp("cluster")
+    write_inputs(folder)
+    profile = yaml.safe_load((project / "profiles" / "slurm" / "config.yaml").read_text())
+    profile |= {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 20}
+    profile["set-resources"] = {
+        "cohort": {"mem_mb": 2000},
+        "evaluation": {"mem_mb": "200 if attempt == 1 else 2000"},
+    }
+    (folder / "mine").mkdir()
+    (folder / "mine" / "config.yaml").write_text(yaml.safe_dump(profile))
+    return folder
+
+
+def start(place, slurm):
+    command = [sys.executable, "-m", "mtvlib.cli", "run", "tiny.yml", "--profile", "mine"]
+    with open(place / "out.txt", "a") as output:
+        return subprocess.Popen(command, cwd=place, env=slurm.environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def waits_for(process, ready, what):
+    wait_for(lambda: process.poll() is not None or ready(), 180, what)
+    assert process.poll() is None, what
+
+
+def test_an_interrupted_run_leaves_no_job_behind(place, slurm):
+    process = start(place, slurm)
+    try:
+        waits_for(process, lambda: "RUNNING" in {job["state"] for job in slurm.jobs()}, "no job has begun")
+    finally:
+        end(process)
+    assert "stopped; finished work is kept" in (place / "out.txt").read_text()
+    wait_for(lambda: slurm.say("squeue", "-h") == "", 20, "a job is left")
+
+
+def test_lost_jobs_and_a_lost_controller_change_no_number(place, slurm, finished_study):
+    study = place / "studies" / "tiny"
+    log, jobs = study / "logs" / "2_train_fold_0.log", study / "logs" / "jobs"
+    process = start(place, slurm)
+    try:
+        waits_for(process, lambda: log.exists() and "epoch 3 of" in log.read_text(), "training does not begin")
+        (killed,) = json.loads((jobs / "2_train_fold_0.json").read_text())
+        slurm.kill_job(killed["job"])
+        slurm.stop_controller()
+        time.sleep(2)
+        slurm.start_controller()
+        process.wait(5 * MINUTES)
+    finally:
+        end(process)
+    assert process.returncode == 0, (place / "out.txt").read_text()[-3000:]
+    assert outcome(place) == outcome(finished_study)
+    assert "resumed after epoch" in log.read_text()
+
+    states = {job["job"]: job["state"] for job in slurm.jobs()}
+    tries = {step: json.loads((jobs / f"{step}.json").read_text()) for step in ("2_train_fold_0", "evaluation")}
+    assert [states[job["job"]] for job in tries["2_train_fold_0"]] == ["FAILED", "COMPLETED"]
+    assert [states[job["job"]] for job in tries["evaluation"]] == ["FAILED", "COMPLETED"]
+    assert {job["node"] for job in slurm.jobs() if "train_fold" in job["rule"]} == {"node1", "node2"}
+
+    costs = json.loads((study / "manifest.json").read_text())["steps"]
+    assert costs["2_train_fold_0"]["jobs"] == 2
+    assert costs["2_train_fold_0"]["cpu_hours"] > costs["2_train_fold_0"]["seconds"] / 3600
+    assert costs["2_train_fold_0"]["gpu_hours"] == 0
