@@ -123,6 +123,13 @@ def test_divergence_is_noticed_within_a_few_steps_and_its_first_step_named(tmp_p
     assert len(seen) == 5
 
 
+@pytest.mark.parametrize("steps", [4, 5, 10, 11])
+def test_an_epoch_may_end_where_a_look_is_due(tmp_path, monkeypatch, steps):
+    monkeypatch.setattr(training, "LOOK_BACK", 5)
+    result = train_fold(TRAIN, VALIDATION, PARAMS.model_copy(update={"steps_per_epoch": steps}), 0, tmp_path)
+    assert len(result.history) == PARAMS.epochs
+
+
 def test_a_loss_beyond_repair_stops_the_fold_though_it_is_a_number(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "DIVERGED", 0.1)
     with pytest.raises(WorkError, match="diverged in fold 0, epoch 1, step 1: the loss is 2"):
