@@ -215,10 +215,11 @@ def with_causes_changed(study, numbers):
 
 OTHER = {  # of every parameter whose number the methods state; the study of the other tests is of the defaults
     "spacing_mm": 5.25, "crop_shape": (48, 56), "axial_mm": 333.0, "ct_window_hu": (-170.0, 210.0),
-    "patch_shape": (48, 56, 12), "patch_stride": 7, "pet_normalization": "window", "pet_window_suv": (1.5, 17.0), "folds": 3,
-    "validation_fraction": 0.27, "epochs": 77, "patience": 33, "batch_size": 9, "connectivity": 18, "min_roi_ml": 0.6,
-    "lesion_coverage": 0.35, "outlier_percentile": 96.5, "min_followup_months": 8.5, "bootstrap_resamples": 190,
-    "noninferiority_margin": 0.07, "attention": False, "units_per_level": 1, "filters": [8, 16, 24],
+    "patch_shape": (48, 56, 12), "patch_stride": 7, "pet_normalization": "window", "pet_window_suv": (1.5, 17.0),
+    "folds": 3, "validation_fraction": 0.27, "epochs": 77, "patience": 33, "batch_size": 9, "connectivity": 18,
+    "min_roi_ml": 0.6, "lesion_coverage": 0.35, "outlier_percentile": 96.5, "min_followup_months": 8.5,
+    "bootstrap_resamples": 190, "noninferiority_margin": 0.07, "attention": False, "units_per_level": 1,
+    "filters": [8, 16, 24],
 }  # fmt: skip
 # What the methods define, and no parameter changes: thresholds, tenths, distances; years are those of references.
 DEFINED = {"0", "0.1", "1", "2", "2.5", "3", "4.0", "5", "10", "41", "50", "95", "255"}
