@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import mtvlib.params
+from mtvlib import devices
 from mtvlib.cohort import FILES, read_cohort
 from mtvlib.errors import InputError, MtvError, WorkError
 from mtvlib.files import read_table
 from mtvlib.prepare import OVERVIEW, RECORD
-from mtvlib.steps import die_with_parent, project_root
+from mtvlib.steps import TRAIN_FOLD, devices_of, die_with_parent, project_root
 from mtvlib.study import VIEWER_INDEX, Study, check_folder
 
 Show = Callable[[str], None]
@@ -125,6 +126,7 @@ def _snakemake(study: Study, cores: int, profile: Path | None, show: Show) -> No
         *("--directory", str(study.folder)),
         *("--config", f"base={os.getcwd()}"),
         *("--cores", str(cores)),
+        *(() if profile else _device_limit(study)),  # a profile may send steps to other computers
         # Our own lock covers the study, and a kill must not leave Snakemake's behind.
         *("--nolock", "--rerun-incomplete", "--keep-going"),
         *(("--profile", str(profile)) if profile else ()),
@@ -146,6 +148,14 @@ def _snakemake(study: Study, cores: int, profile: Path | None, show: Show) -> No
             _stop(process)
     if process.returncode:
         raise _failure(study, log)
+
+
+def _device_limit(study: Study) -> tuple[str, ...]:
+    """So many steps at once as there are graphics cards for them; no limit where there are none or none is known."""
+    wanted = devices_of(f"{TRAIN_FOLD}_0", study.params)
+    found = len(devices.visible()) if wanted else 0
+    devices.check_enough(wanted, found)
+    return ("--resources", f"gpu={found}") if found else ()
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -205,7 +215,7 @@ class Watcher:
 
 def _worth_showing(line: str) -> bool:
     """Not what libraries print beside our own lines."""
-    return line.startswith(("started", "finished", "failed", "epoch", "patient", "resumed", "stopped"))
+    return line.startswith(("started", "finished", "failed", "epoch", "patient", "resumed", "stopped", "waits"))
 
 
 def _failure(study: Study, log: Path) -> MtvError:

@@ -23,10 +23,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mtvlib import fingerprint
+from mtvlib import devices, fingerprint
 from mtvlib.cohort import FILES, read_cohort
 from mtvlib.errors import InputError, MtvError, WorkError
 from mtvlib.files import sha256, write_json, write_text
+from mtvlib.params import Params
 from mtvlib.study import Study
 
 CHAPTERS = (
@@ -58,6 +59,12 @@ def project_root() -> Path:
 
 def notebook_path(step: str) -> Path:
     return project_root() / "notebooks" / f"{notebook_of(step)[0]}.ipynb"
+
+
+def devices_of(step: str, params: Params) -> int:
+    """Graphics cards that a step wants, where there are any."""
+    wanted = {TRAIN_FOLD: params.devices_per_fold, "3_external_testing": 1}
+    return 0 if params.device == "cpu" else wanted.get(notebook_of(step)[0], 0)
 
 
 # --- what a step depends on
@@ -137,7 +144,8 @@ def run_step(study: Study, step: str) -> None:
 def _attempt(study: Study, step: str) -> None:
     """Do the step's work; what no module foresaw becomes a `WorkError`, its traceback goes into the step's log."""
     try:
-        _work(study, step)
+        with devices.claim(devices_of(step, study.params), study.say(step)):
+            _work(study, step)
     except MtvError:
         raise
     except Exception as error:

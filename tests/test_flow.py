@@ -93,6 +93,26 @@ def test_a_run_that_must_go_on_notices_other_images(here):
         run(resume=True)
 
 
+@pytest.mark.parametrize(
+    ("cards", "changes", "limit"),
+    [
+        (4, {}, ("--resources", "gpu=4")),
+        (4, {"devices_per_fold": 4}, ("--resources", "gpu=4")),
+        (4, {"device": "cpu"}, ()),
+        (0, {"devices_per_fold": 2}, ()),  # processes on the processor
+    ],
+)
+def test_as_many_steps_at_once_as_there_are_cards(monkeypatch, cards, changes, limit):
+    monkeypatch.setattr(flow.devices, "visible", lambda: [None] * cards)
+    assert flow._device_limit(Study(Params(**changes))) == limit
+
+
+def test_a_fold_that_wants_more_cards_than_there_are_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(flow.devices, "visible", lambda: [None] * 2)
+    with pytest.raises(InputError, match="asks for 4 graphics cards, but there are 2"):
+        flow._device_limit(Study(Params(devices_per_fold=4)))
+
+
 def test_a_missing_image_is_said_with_row_patient_and_file(here):
     (here / "images" / "P2_ct.nii.gz").unlink()
     with pytest.raises(InputError, match=r"patient P2, file images/P2_ct\.nii\.gz: row 4: `ct` does not exist"):
