@@ -258,4 +258,5 @@ def test_methods_follow_the_parameters(tmp_path):
         assert value in stated[1] - stated[0]
     for name, value in OTHER.items():
         words = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        words = words.replace("-", "−")
         assert f"| **`{name}`** | **{words}** |" in texts[1]
