@@ -183,6 +183,19 @@ def test_saving_memory_or_time_makes_the_same_steps_but_for_rounding(tmp_path, c
     assert float((moved[1] - moved[0]).norm()) < 0.1 * float(moved[0].norm())
 
 
+def test_volumes_that_may_take_no_memory_are_read_from_disk_and_train_alike(tmp_path, monkeypatch):
+    pools, own = [], training.patch_pool
+    monkeypatch.setattr(
+        training, "patch_pool", lambda *args, **options: pools.append(own(*args, **options)) or pools[-1]
+    )
+    params = PARAMS.model_copy(update={"epochs": 1})
+    usual = train_fold(TRAIN, VALIDATION, params, 0, tmp_path / "usual")
+    assert all(isinstance(one, torch.Tensor) for pool in pools for one in pool.inputs)
+    from_disk = train_fold(TRAIN, VALIDATION, params.model_copy(update={"volumes_gb": 0}), 0, tmp_path / "disk")
+    assert not any(isinstance(one, torch.Tensor) for pool in pools[2:] for one in (*pool.inputs, *pool.labels))
+    assert_same_weights(usual, from_disk)
+
+
 def saved_bytes(changes, batch=4):
     """Bytes that autograd keeps between forward and backward of a step's largest part."""
     params = PARAMS.model_copy(update={"batch_size": batch, **changes})
