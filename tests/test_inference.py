@@ -226,3 +226,15 @@ def test_each_model_has_a_bit_of_the_votes(models, kind):
     assert found.dtype == kind
     for number, one in enumerate(labels):
         np.testing.assert_array_equal((found >> kind(number)) & kind(1), one > 0)
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 2, 3)])
+def test_the_maps_that_are_kept_are_those_of_the_whole_volume(inputs, seeds):
+    networks = [build(network_config(PARAMS), seed).eval() for seed in seeds]
+    maps, whole = inference.predict_maps(networks, inputs, 16, 4), probabilities(networks, inputs)
+    np.testing.assert_array_equal(maps["labels"], inference.predict_labels(whole))
+    np.testing.assert_array_equal(maps["probability"], inference.quantised_lesion_probability(whole))
+    assert ("votes" in maps) == (len(seeds) > 1)
+    if len(seeds) > 1:
+        each = inference.predict_with_each(networks, inputs, 16, 4)[1]
+        np.testing.assert_array_equal(maps["votes"], inference.votes(each))
