@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mtvlib.graph import rule_of
+from mtvlib.graph import part_of, rule_of
 from mtvlib.params import Params
 from mtvlib.steps import devices_of
 
@@ -45,6 +45,8 @@ def request(
     """
     gpu = devices_of(step, params)
     rule = rule_of(step)
+    part = part_of(step)
+    patients = math.ceil(patients / part[1]) if part else patients
     memory = PROCESS_MB + CUDA_MB * bool(gpu) + _memory(rule, params, patients, bool(gpu))
     minutes = 30 + _minutes(rule, params, patients, gpu)
     memory *= min(attempt - timeouts, MOST_FACTOR)
@@ -53,7 +55,7 @@ def request(
 
 
 def _memory(rule: str, params: Params, patients: int, on_device: bool) -> float:
-    if rule == "cohort":
+    if rule in ("cohort", "prepare"):
         return SOURCE_MB * params.threads
     if rule == "train_fold":
         inputs = min(VOLUMES_MB_AT_MOST, patients * volume_mb(params))
@@ -78,7 +80,7 @@ def _minutes(rule: str, params: Params, patients: int, gpu: int) -> float:
     if rule == "train_fold":
         rate = RATE_OF_DEVICE * gpu if gpu else RATE_OF_THREAD * params.threads
         return 2 * _training_work(params, patients) / rate / 60 + patients
-    return 2 * patients / (params.threads if rule == "cohort" else 1)
+    return 2 * patients / (params.threads if rule in ("cohort", "prepare") else 1)
 
 
 def _training_work(params: Params, patients: int) -> float:

@@ -40,6 +40,14 @@ def test_the_profile_tells_where_steps_run(tmp_path, project):
         cluster.executor_of(tmp_path)
 
 
+def test_the_preparation_is_spread_over_jobs_as_the_profile_says(tmp_path, project):
+    assert [cluster.batches(project / "profiles" / "slurm", n) for n in (1, 50, 51, 10_000)] == [1, 1, 2, 200]
+    assert cluster.batches(tmp_path, 101) == 3
+    (tmp_path / "mtv.yaml").write_text("patients_per_job: 0")
+    with pytest.raises(InputError, match="from 1 on"):
+        cluster.batches(tmp_path, 10)
+
+
 @pytest.mark.parametrize(
     ("text", "minutes"),
     [("30:00", 30), ("2:00:00", 120), ("7-00:00:00", 10_080), ("1-02:03:04", 1563), ("infinite", None)],
