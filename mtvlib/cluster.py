@@ -91,21 +91,23 @@ def arguments(executor: str, profile: Path, study: Study) -> list[str]:
 
 
 def options(executor: str, profile: Path) -> dict[str, int]:
-    """What the Snakefile has to know: retries of a training, most minutes of a job, whether the cluster has GPUs."""
+    """What the Snakefile has to know: retries of a training, most minutes and MB of a job, whether there are GPUs."""
     found = {"train_retries": TRAIN_RETRIES}
     if executor == "slurm":
         default = _settings(profile).get("default-resources")
         partition = default.get("slurm_partition") if isinstance(default, dict) else None
-        found |= _limits(_say("sinfo", "-h", "-o", "%P|%l|%G"), partition)
+        found |= _limits(_say("sinfo", "-h", "-N", "-o", "%P|%l|%G|%m"), partition)
     return found
 
 
 def _limits(nodes: str, partition: str | None) -> dict[str, int]:
-    """From lines `partition|time limit|generic resources` of sinfo, the default partition marked by `*`."""
-    rows = [line.split("|") for line in nodes.splitlines() if line.count("|") == 2]
+    """From lines `partition|time limit|generic resources|MB` of sinfo, one a node, the default partition marked by `*`."""
+    rows = [line.split("|") for line in nodes.splitlines() if line.count("|") == 3]
     mine = [row for row in rows if row[0].rstrip("*") == partition or (partition is None and row[0].endswith("*"))]
     minutes = [found for row in mine if (found := minutes_of(row[1])) is not None]
     limit = {"most_minutes": min(minutes)} if minutes else {}
+    memory = [int(found) for row in mine if (found := row[3].strip("+ ")).isdecimal()]
+    limit |= {"most_mb": max(memory)} if memory else {}
     return limit | ({"gpus": int(any("gpu" in row[2] for row in rows))} if rows else {})
 
 
@@ -160,6 +162,12 @@ def cancel(log: Path) -> None:
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     for run in re.findall(r"^SLURM run ID: (\S+)$", text, re.MULTILINE):
         _run("scancel", "--name", run)
+
+
+def refusal(text: str) -> str | None:
+    """Why Slurm has refused a job, from Snakemake's log; None if it has not."""
+    found = re.search(r"SLURM sbatch failed\. The error message was '(.*?)'\.\n", text, re.DOTALL)
+    return " ".join(found.group(1).replace("sbatch: error: ", "").split()) if found else None
 
 
 # --- in a job

@@ -302,7 +302,12 @@ def _failure(study: Study, log: Path) -> MtvError:
     if free_mb < FULL_DISK_MB:  # then no step can say so
         remedy = "free disk space and run the same command; finished steps are kept."
         return WorkError("the disk is full", file=study.folder, value=f"{free_mb:.1f} MB free", remedy=remedy)
-    tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-12:]
+    text = log.read_text(encoding="utf-8", errors="replace")
+    refused = cluster.refusal(text)
+    if refused is not None:
+        remedy = "change what is asked for in a copy of the profile (docs/cluster.md); finished steps are kept."
+        return WorkError(f"Slurm refused a job: {refused.rstrip('.')}", file=log, remedy=remedy)
+    tail = text.strip().splitlines()[-12:]
     return WorkError("Snakemake could not run the study: " + " | ".join(tail), file=log)
 
 

@@ -7,7 +7,7 @@ one that is too large costs a wait in the queue. None of them touches a result.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mtvlib.graph import part_of, rule_of
@@ -92,9 +92,13 @@ def _training_work(params: Params, patients: int) -> float:
 
 
 def of_rule(step: str, params: Params, patients: int, options: dict[str, Any], attempt: int, timeouts: int) -> Request:
-    """`request` for the Snakefile: `options` are what a cluster's run was told (`cluster.options`)."""
-    most = options.get("most_minutes")
-    found = request(
-        step, params, patients, attempt=attempt, timeouts=timeouts, most_minutes=int(most) if most else None
-    )
-    return found if int(options.get("gpus", 1)) else Request(found.mem_mb, found.minutes, 0)
+    """`request` for the Snakefile: `options` are what a cluster's run was told (`cluster.options`), if it is one.
+
+    On a cluster without graphics cards `auto` is the processor; no job asks for more memory than its largest node has.
+    """
+    most = {name: int(value) for name, value in options.items() if name in ("most_minutes", "most_mb", "gpus")}
+    if most.get("gpus") == 0:
+        params = params.model_copy(update={"device": "cpu"})
+    limit = most.get("most_minutes")
+    found = request(step, params, patients, attempt=attempt, timeouts=timeouts, most_minutes=limit)
+    return replace(found, mem_mb=min(found.mem_mb, most.get("most_mb", found.mem_mb)))

@@ -33,8 +33,8 @@ def place(tmp_path_factory, project):
     profile = yaml.safe_load((project / "profiles" / "slurm" / "config.yaml").read_text())
     profile |= {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 20}
     profile["set-resources"] = {
-        "prepare": {"mem_mb": 2000},
-        "cohort": {"mem_mb": 2000},
+        "prepare": {"mem_mb": 1500},
+        "cohort": {"mem_mb": 1500},
         "evaluation": {"mem_mb": "200 if attempt == 1 else 2000"},
     }
     (folder / "mine").mkdir()
