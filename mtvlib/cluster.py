@@ -101,12 +101,12 @@ def options(executor: str, profile: Path) -> dict[str, int]:
 
 
 def _limits(nodes: str, partition: str | None) -> dict[str, int]:
-    """From lines `partition|time limit|generic resources|MB` of sinfo, one a node, the default partition marked by `*`."""
+    """From lines `partition|time limit|generic resources|MB` of sinfo, one a node; `*` marks the default."""
     rows = [line.split("|") for line in nodes.splitlines() if line.count("|") == 3]
     mine = [row for row in rows if row[0].rstrip("*") == partition or (partition is None and row[0].endswith("*"))]
     minutes = [found for row in mine if (found := minutes_of(row[1])) is not None]
     limit = {"most_minutes": min(minutes)} if minutes else {}
-    memory = [int(found) for row in mine if (found := row[3].strip("+ ")).isdecimal()]
+    memory = [int(row[3].rstrip("+")) for row in mine if row[3].rstrip("+").isdecimal()]
     limit |= {"most_mb": max(memory)} if memory else {}
     return limit | ({"gpus": int(any("gpu" in row[2] for row in rows))} if rows else {})
 
