@@ -316,6 +316,8 @@ def _main() -> None:
     from snakemake.cli import main
 
     elsewhere = "--cores" not in sys.argv
+    if elsewhere:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's `&` switches off
     die_with_parent(CANCEL_S if elsewhere else 0)
     try:
         main()
