@@ -233,6 +233,7 @@ def test_truncated_damaged_foreign_and_missing_files_are_refused(tmp_path):
         "flipped.nii.gz": bytes(flipped),
         "text.nii": b"hello",
         "empty.nii": b"",
+        "empty.nii.gz": b"",
         "text.nii.gz": b"hello",
         "a.mha": plain,
     }
