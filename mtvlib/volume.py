@@ -7,6 +7,7 @@ two contradicting orientations it picks one.
 
 from __future__ import annotations
 
+import gzip
 import io
 import math
 import zlib
@@ -241,7 +242,7 @@ def _bytes(path: Path) -> bytes:
         return _unpacked(raw) if path.suffix == ".gz" else raw
     except FileNotFoundError:
         raise InputError("there is no such file", remedy="correct the path or put the file there.") from None
-    except (EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"is truncated or damaged ({error})", remedy="copy the file again.") from None
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror or error})", remedy="check its permissions.") from None
@@ -250,21 +251,21 @@ def _bytes(path: Path) -> bytes:
 def _unpacked(packed: bytes) -> bytes:
     """The contents of a gzip file, to its end; one that holds far more than its header tells is refused.
 
-    In one call for each of the file's parts, nearly always a single one: `gzip.GzipFile` takes twice as long.
+    In one call for the file's first part, nearly always its only one: `gzip.GzipFile` takes twice as long. What follows
+    it is left to that, which knows parts and zeros that fill a file up.
     """
     start = zlib.decompressobj(_GZIP).decompress(packed, nib.Nifti2Header.sizeof_hdr)
     most = min(_told_bytes(start) + _SLACK_BYTES, _MOST_BYTES)
-    parts, left, rest = [], most + 1, packed
-    while rest and left:
-        part = zlib.decompressobj(_GZIP)
-        parts.append(part.decompress(rest, left))
-        left -= len(parts[-1])
-        if not part.eof and left:
-            raise EOFError("it ends before the end of the compressed data")
-        rest = part.unused_data.lstrip(b"\0")  # a file may be filled up with zeros
-    if not left:
+    part = zlib.decompressobj(_GZIP)
+    raw = part.decompress(packed, most + 1)
+    if len(raw) <= most and not part.eof:
+        raise EOFError("it ends before the end of the compressed data")
+    if part.unused_data.strip(b"\0"):
+        with gzip.GzipFile(fileobj=io.BytesIO(part.unused_data)) as rest:
+            raw += rest.read(most + 1 - len(raw))
+    if len(raw) > most:
         raise InputError("unpacks to far more than an image holds", value=f"more than {most} bytes")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return raw
 
 
 def _told_bytes(start: bytes) -> int:
