@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from isal import isal_zlib
 from scipy import ndimage
 
 from mtvlib.errors import InputError
@@ -33,6 +34,8 @@ _CONVERT_AGAIN = "convert the series from DICOM again (dcm2niix, SimpleITK or `m
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MOST_BYTES, _SLACK_BYTES = 2**32, 2**24  # of an unpacked file; what may follow the voxels
 _NEARLY = 1e-4  # of a probability: far above what rounding can turn
+_ISAL_ERROR = cast("type[Exception]", isal_zlib.error)  # its stub calls it an instance
+_DAMAGED = (EOFError, _ISAL_ERROR, zlib.error, gzip.BadGzipFile)
 _GZIP = 31  # zlib's name for a gzip header, the largest window and the checksum at the end
 _SLAB = 32  # slices at once on an original grid: bounds the memory on a 512 x 512 CT
 
@@ -242,7 +245,7 @@ def _bytes(path: Path) -> bytes:
         return _unpacked(raw) if path.suffix == ".gz" else raw
     except FileNotFoundError:
         raise InputError("there is no such file", remedy="correct the path or put the file there.") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except _DAMAGED as error:
         raise InputError(f"is truncated or damaged ({error})", remedy="copy the file again.") from None
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror or error})", remedy="check its permissions.") from None
@@ -251,12 +254,12 @@ def _bytes(path: Path) -> bytes:
 def _unpacked(packed: bytes) -> bytes:
     """The contents of a gzip file, to its end; one that holds far more than its header tells is refused.
 
-    In one call for the file's first part, nearly always its only one: `gzip.GzipFile` takes twice as long. What follows
-    it is left to that, which knows parts and zeros that fill a file up.
+    In one call of ISA-L for the file's first part, nearly always its only one: `gzip.GzipFile` takes twice as
+    long. What follows it is left to that, which knows parts and zeros that fill a file up.
     """
-    start = zlib.decompressobj(_GZIP).decompress(packed, nib.Nifti2Header.sizeof_hdr)
+    start = isal_zlib.decompressobj(_GZIP).decompress(packed, nib.Nifti2Header.sizeof_hdr)
     most = min(_told_bytes(start) + _SLACK_BYTES, _MOST_BYTES)
-    part = zlib.decompressobj(_GZIP)
+    part = isal_zlib.decompressobj(_GZIP)
     raw = part.decompress(packed, most + 1)
     if len(raw) <= most and not part.eof:
         raise EOFError("it ends before the end of the compressed data")
