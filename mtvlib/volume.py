@@ -257,18 +257,26 @@ def _unpacked(packed: bytes) -> bytes:
     In one call of ISA-L for the file's first part, nearly always its only one: `gzip.GzipFile` takes twice as
     long. What follows it is left to that, which knows parts and zeros that fill a file up.
     """
-    start = isal_zlib.decompressobj(_GZIP).decompress(packed, nib.Nifti2Header.sizeof_hdr)
+    if not packed.startswith(b"\x1f\x8b"):
+        raise gzip.BadGzipFile(f"Not a gzipped file ({packed[:2]!r})")
+    start, _ = _first_part(packed, nib.Nifti2Header.sizeof_hdr)
     most = min(_told_bytes(start) + _SLACK_BYTES, _MOST_BYTES)
-    part = isal_zlib.decompressobj(_GZIP)
-    raw = part.decompress(packed, most + 1)
-    if len(raw) <= most and not part.eof:
-        raise EOFError("it ends before the end of the compressed data")
+    raw, part = _first_part(packed, most + 1)
     if part.unused_data.strip(b"\0"):
         with gzip.GzipFile(fileobj=io.BytesIO(part.unused_data)) as rest:
             raw += rest.read(most + 1 - len(raw))
     if len(raw) > most:
         raise InputError("unpacks to far more than an image holds", value=f"more than {most} bytes")
     return raw
+
+
+def _first_part(packed: bytes, most: int) -> tuple[bytes, Any]:
+    """Up to so many bytes of a gzip file's first part, and what unpacked them."""
+    part = isal_zlib.decompressobj(_GZIP)
+    raw = part.decompress(packed, most)
+    if len(raw) < most and not part.eof:
+        raise EOFError("it ends before the end of the compressed data")
+    return raw, part
 
 
 def _told_bytes(start: bytes) -> int:
