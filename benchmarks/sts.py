@@ -143,8 +143,11 @@ probe = trainer(3)
 ends = []
 end = probe.on_epoch_end
 probe.on_epoch_end = lambda: (end(), ends.append(time.perf_counter()))
+began = time.perf_counter()
 probe.run_training()
-epochs = max(1, int(SECONDS / (ends[-1] - ends[-2])))
+epoch = ends[-1] - ends[-2]
+start = max(0.0, ends[0] - began - epoch)  # until data flow; it counts, so it leaves less for the epochs
+epochs = max(1, int((SECONDS - start) / epoch))
 began = time.perf_counter()
 real = trainer(epochs)
 real.run_training()
