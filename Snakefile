@@ -87,7 +87,9 @@ rule train_fold:
                 *params.SHARING,
             )
         ),
-    threads: PARAMS.threads
+    threads: PARAMS.threads * PARAMS.devices_per_fold
+    resources:
+        gpu=steps.devices_of("2_train_fold_0", PARAMS),
     log:
         "logs/2_train_fold_{fold}.log",
     benchmark:
@@ -109,6 +111,8 @@ rule external_testing:
         code=steps.code_fingerprint("3_external_testing"),
         values=PARAMS.part(params.PREDICTION),
     threads: PARAMS.threads
+    resources:
+        gpu=steps.devices_of("3_external_testing", PARAMS),
     log:
         "logs/3_external_testing.log",
     benchmark:

@@ -76,13 +76,18 @@ def draw(params: Params, shape: Sequence[int], random: np.random.Generator) -> P
     )
 
 
-def augment(inputs: Tensor, labels: Tensor, params: Params, seed: Sequence[int]) -> tuple[Tensor, Tensor]:
+def augment(
+    inputs: Tensor, labels: Tensor, params: Params, seed: Sequence[int], first: int = 0
+) -> tuple[Tensor, Tensor]:
     """A batch's patches, each by a plan of its own: inputs (N, C, X, Y, Z) in [0, 1], labels (N, X, Y, Z).
 
     The plans depend on `seed` and the patches' places in the batch alone, the result on the device's arithmetic too.
+    `first`: place of the first of these patches, where others of the batch are another rank's.
     """
+    if not len(inputs):
+        return inputs, labels
     random = np.random.default_rng(seed)
-    plans = [draw(params, inputs.shape[2:], random) for _ in range(len(inputs))]
+    plans = [draw(params, inputs.shape[2:], random) for _ in range(first + len(inputs))][first:]
     pairs = [apply(*pair, params.channels) for pair in zip(inputs, labels, plans, strict=True)]
     return torch.stack([image for image, _ in pairs]), torch.stack([label for _, label in pairs])
 

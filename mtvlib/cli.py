@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,6 +28,7 @@ from rich.progress import (
 from mtvlib.errors import InputError, MtvError, WorkError
 
 Device = Literal["auto", "cpu", "cuda"]
+STATE_STYLES = {"done": "green", "running": "bold cyan", "failed": "bold red", "stopped": "yellow", "waiting": "dim"}
 INTERRUPTED = 130  # typer's exit code after Ctrl-C
 
 app = typer.Typer(
@@ -214,10 +217,70 @@ def run(
     from mtvlib.flow import run_study
     from mtvlib.tables import table1_text
 
-    study = run_study(params, cores=cores, profile=profile, device=device, resume=resume, show=Lines().show)
+    show, command = Lines().show, shlex.join(["mtv", *sys.argv[1:]])
+    study = run_study(params, cores=cores, profile=profile, device=device, resume=resume, command=command, show=show)
     print(f"\n{table1_text(study.summary, synthetic=study.synthetic)}\n")
     print(f"Results: {study.results}   Notebooks: {study.folder / 'notebooks'}")
     print(f"For the report: mtv report {study.folder}")
+
+
+@app.command()
+def status(
+    study: Annotated[Path, typer.Argument(help="Folder of a study, or its parameter file")],
+    as_json: Annotated[bool, typer.Option("--json", help="The state as JSON.")] = False,
+    follow: Annotated[bool, typer.Option("--watch", help="Show it anew until no run is at work.")] = False,
+) -> None:
+    """How far a study has come, also while it runs elsewhere: steps, why one failed, how to repeat it, time left."""
+    from mtvlib import status as state
+
+    show = _as_json if as_json else _status_shower()
+    with suppress(KeyboardInterrupt):
+        if follow:
+            state.watch(study, show)
+        else:
+            show(state.look_at(study))
+
+
+def _as_json(found: Any) -> None:
+    from mtvlib.status import as_dict
+
+    print(json.dumps(as_dict(found), indent=2), flush=True)
+
+
+def _status_shower() -> Callable[[Any], None]:
+    """A function that shows a status: as a table that takes the place of the last one in a terminal, else as text."""
+    from mtvlib import status as state
+
+    console, last = Console(highlight=False), [""]
+
+    def show(found: state.Status) -> None:
+        text = "\n".join(state.lines(found))
+        if not console.is_terminal:
+            if text != last[0]:
+                print(text, flush=True)
+        else:
+            if last[0]:
+                console.clear()
+            console.print(_status_table(found), *map(escape, state.after(found)), sep="\n", soft_wrap=True)
+        last[0] = text
+
+    return show
+
+
+def _status_table(found: Any) -> Any:
+    from rich.table import Table
+
+    from mtvlib import status as state
+
+    table = Table(
+        title=escape(state.heading(found)), title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
+    for name in state.COLUMNS:
+        table.add_column(name, header_style="dim", justify="right" if name in ("time", "left") else "left")
+    for step in found.steps:
+        cells = map(escape, state.row(step))
+        table.add_row(*cells, style=STATE_STYLES.get(step.state))
+    return table
 
 
 @app.command()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import mtvlib.params
+from mtvlib import devices, lease, status
 from mtvlib.cohort import FILES, read_cohort
 from mtvlib.errors import InputError, MtvError, WorkError
 from mtvlib.files import read_table
 from mtvlib.prepare import OVERVIEW, RECORD
-from mtvlib.steps import die_with_parent, project_root
+from mtvlib.steps import TRAIN_FOLD, devices_of, die_with_parent, project_root
 from mtvlib.study import VIEWER_INDEX, Study, check_folder
 
 Show = Callable[[str], None]
@@ -34,13 +35,15 @@ def run_study(
     profile: str | None = None,
     device: str | None = None,
     resume: bool = False,
+    command: str = "",
     show: Show,
 ) -> Study:
     """Run or continue the study of a parameter file; `show` gets a line for each thing worth knowing.
 
-    `device` takes the place of the parameter. With `resume` there must be trainings to go on with, and none that other
-    parameters or images would begin anew; without it what is there is used as far as it goes. Raises `InputError` for
-    anything wrong with parameters or cohort before work begins, and `MtvError` if a step fails.
+    `device` takes the place of the parameter; `command` is what `mtv status` names to go on. With `resume` there must
+    be trainings to go on with, and none that other parameters or images would begin anew; without it what is there is
+    used as far as it goes. Raises `InputError` for anything wrong with parameters or cohort before work begins, and
+    `MtvError` if a step fails.
     """
     params = mtvlib.params.read(params_file)
     params = params.model_copy(update={"device": device} if device else {})
@@ -49,7 +52,7 @@ def run_study(
     check_folder(study.folder)
     if resume:
         check_resumable(study)
-    with only_run(study.folder):
+    with only_run(study.folder), status.recorded(study.folder, command or f"mtv run {params_file}"):
         mtvlib.params.write(params, study.folder / "params.yml")
         forget_lost_files(study)
         _snakemake(study, cores or os.cpu_count() or 1, chosen, show)
@@ -72,24 +75,57 @@ def check_resumable(study: Study) -> None:
 
 @contextmanager
 def only_run(folder: Path) -> Iterator[None]:
-    """Hold the study's folder; `InputError` while another run holds it. A killed run holds nothing."""
+    """Hold the study's folder; `InputError` while another run holds it. A killed run holds nothing.
+
+    A lock keeps a second run of this computer away, a lease one of another computer, also where there are no locks.
+    """
+    path = folder / lease.STUDY
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")  # noqa: SIM115
     except OSError as error:
-        raise InputError(
-            f"the study's folder cannot be written: {error.strerror}",
-            file=folder,
-            remedy="check its permissions and the disk.",
-        ) from None
+        raise _unwritable(folder, error) from None
     with lock:
+        if not lease.lock(lock):
+            raise _busy(folder, lease.look(path))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                "another run is at work on this study", file=folder, remedy="wait until it ends, or stop it."
-            ) from None
-        yield
+            holder = lease.take(path)
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        if isinstance(holder, lease.Seen):
+            raise _busy(folder, holder)
+        with lease.keep(path, holder, _lost_the_study):
+            yield
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"the study's folder cannot be written: {error.strerror}",
+        file=folder,
+        remedy="check its permissions and the disk.",
+    )
+
+
+def _busy(folder: Path, seen: lease.Seen | None) -> InputError:
+    who = None if seen is None else str(seen.holder)
+    if seen is not None and seen.life == "silent":
+        silence = status.seconds_text(seen.silent_s)
+        return InputError(
+            f"another run holds this study, but has given no sign of life for {silence}",
+            file=folder,
+            value=who,
+            remedy=f"make sure that it is gone, delete {folder / lease.STUDY} and run the same command; finished steps "
+            "are kept.",
+        )
+    return InputError(
+        "another run is at work on this study", file=folder, value=who, remedy="wait until it ends, or stop it."
+    )
+
+
+def _lost_the_study() -> None:
+    """End this run as Ctrl-C does: its lease was taken over, for instance after hours without the network."""
+    print("mtv: the study's lease was removed or taken over by another run.", file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def forget_lost_files(study: Study) -> None:
@@ -125,6 +161,7 @@ def _snakemake(study: Study, cores: int, profile: Path | None, show: Show) -> No
         *("--directory", str(study.folder)),
         *("--config", f"base={os.getcwd()}"),
         *("--cores", str(cores)),
+        *(() if profile else _device_limit(study)),  # a profile may send steps to other computers
         # Our own lock covers the study, and a kill must not leave Snakemake's behind.
         *("--nolock", "--rerun-incomplete", "--keep-going"),
         *(("--profile", str(profile)) if profile else ()),
@@ -145,7 +182,17 @@ def _snakemake(study: Study, cores: int, profile: Path | None, show: Show) -> No
         finally:
             _stop(process)
     if process.returncode:
+        for line in status.failures(study.folder):
+            show(line)
         raise _failure(study, log)
+
+
+def _device_limit(study: Study) -> tuple[str, ...]:
+    """So many steps at once as there are graphics cards for them; no limit where there are none or none is known."""
+    wanted = devices_of(f"{TRAIN_FOLD}_0", study.params)
+    found = len(devices.visible()) if wanted else 0
+    devices.check_enough(wanted, found)
+    return ("--resources", f"gpu={found}") if found else ()
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -205,7 +252,7 @@ class Watcher:
 
 def _worth_showing(line: str) -> bool:
     """Not what libraries print beside our own lines."""
-    return line.startswith(("started", "finished", "failed", "epoch", "patient", "resumed", "stopped"))
+    return line.startswith(("started", "finished", "failed", "epoch", "patient", "resumed", "stopped", "waits"))
 
 
 def _failure(study: Study, log: Path) -> MtvError:

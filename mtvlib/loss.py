@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtvlib.params import Params
+from mtvlib.ranks import ALONE, Ranks
 
 
 class Loss(NamedTuple):
@@ -62,7 +63,7 @@ def _together(dice: Tensor, cross_entropy: Tensor, params: Params) -> Loss:
 
 
 class PartsLoss:
-    """The loss of a batch that is seen in parts, none of which can wait in memory for the others.
+    """The loss of a batch that is seen in parts: one after the other to save memory, or each by another rank.
 
     Dice divides sums over the whole batch, so it is no sum of the parts' losses. A first look at all parts, without
     gradients, finds the sums; then each part's share of the gradient is exact: dL = sum_k dL/dI_k dI_k + dL/dV_k dV_k,
@@ -73,29 +74,31 @@ class PartsLoss:
         self.params, self.patches = params, patches
         self._sums: list[tuple[Tensor, Tensor]] = []
         self._slopes: tuple[Tensor, ...] = ()
-        self._dice = self._cross_entropy = torch.zeros(())
+        self._dice = self.cross_entropy = torch.zeros(())
 
     @torch.no_grad()
     def look(self, logits: Tensor, labels: Tensor) -> None:
         """First round: add a part's sums."""
         self._sums.append(terms_of(logits.float(), labels))
 
-    def settle(self) -> None:
+    def settle(self, ranks: Ranks = ALONE) -> None:
         """Between the rounds: Dice of the batch, and its derivative by each sum."""
-        sums = [torch.stack(one).sum(0).requires_grad_() for one in zip(*self._sums, strict=True)]
+        sums = [torch.stack(one).sum(0) for one in zip(*self._sums, strict=True)]
+        ranks.add_up(*sums)
+        sums = [one.requires_grad_() for one in sums]
         dice = dice_loss(sums[0], sums[1], smooth=self.params.dice_smooth, background=self.params.dice_background)
         self._slopes, self._dice = torch.autograd.grad(dice, sums), dice.detach()
-        self._cross_entropy = torch.zeros_like(self._dice)
+        self.cross_entropy = torch.zeros_like(self._dice)
 
     def share(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Second round: a scalar whose gradients, added over the parts, are the batch's."""
         logits = logits.float()
         cross_entropy = F.cross_entropy(logits, labels) * (len(labels) / self.patches)
-        self._cross_entropy = self._cross_entropy + cross_entropy.detach()
+        self.cross_entropy = self.cross_entropy + cross_entropy.detach()
         dice = sum((slope * term).sum() for slope, term in zip(self._slopes, terms_of(logits, labels), strict=True))
         return _together(torch.as_tensor(dice), cross_entropy, self.params).total
 
     @property
     def loss(self) -> Loss:
-        """Of the whole batch, after both rounds."""
-        return _together(self._dice, self._cross_entropy, self.params)
+        """Of the whole batch, after both rounds; among several ranks once they have added up `cross_entropy`."""
+        return _together(self._dice, self.cross_entropy, self.params)

@@ -195,6 +195,16 @@ class Params(BaseModel):
         description="compute inner activations twice instead of keeping them, to save memory: the same step, a third "
         "slower; choice",
     )
+    devices_per_fold: Positive = Field(
+        1,
+        description="devices that train one fold together, each with its part of every batch: graphics cards, or "
+        "processes of `threads` threads on a processor; the same steps but for rounding; choice",
+    )
+    volumes_gb: Annotated[Float, Field(ge=0)] | None = Field(
+        None,
+        description="most memory of the computer, GB, for a fold's prepared volumes, the rest is read from a file "
+        "while it trains; null: 70 % of what is free; changes no number; choice",
+    )
     threads: Positive = Field(
         2, description="processor threads of a step (part of what makes a run repeatable); choice"
     )
@@ -252,6 +262,8 @@ class Params(BaseModel):
             raise ValueError(f"units_per_level {self.units_per_level} must name one number for each of {self.filters}")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate {self.accumulate} cuts a batch_size of {self.batch_size} into empty parts")
+        if self.devices_per_fold > self.batch_size:
+            raise ValueError(f"devices_per_fold {self.devices_per_fold} share a batch_size of {self.batch_size}")
         if self.attention and self.filters[-1] % self.attention_heads:
             raise ValueError(f"attention_heads {self.attention_heads} must divide the last of filters {self.filters}")
         if self.validation_fraction + 1 / self.folds >= 1:
@@ -291,7 +303,7 @@ class Params(BaseModel):
 
 
 # Which step a parameter matters to: a step is redone, and a checkpoint or model refused, only when its own change.
-STUDY = ("name", "cohort", "studies", "seed", "device", "threads", "checkpoint_activations")
+STUDY = ("name", "cohort", "studies", "seed", "device", "volumes_gb", "threads", "checkpoint_activations")
 IMAGES = ("channels", "spacing_mm", "crop_shape", "axial_mm")
 NORMALIZATION = ("ct_window_hu", "pet_normalization", "pet_window_suv")
 PATCHES = ("patch_shape", "patch_stride")
@@ -330,6 +342,7 @@ TRAINING = (
     "channels_last",
     "compile",
     "accumulate",
+    "devices_per_fold",
 )
 PREDICTION = ("test_time_flip",)
 STOPPING = ("epochs", "patience")

@@ -8,10 +8,13 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 
+from mtvlib import memory
+from mtvlib.errors import WorkError
 from mtvlib.params import Params
 
 DEVICE_SHARE = 0.5  # of a graphics card's free memory for volumes; the network's step needs the rest (choice)
@@ -54,8 +57,8 @@ class PatchPool:
     which a graphics card fetches in one go where its volume had to stay in the computer's memory.
     """
 
-    inputs: tuple[torch.Tensor, ...]
-    labels: tuple[torch.Tensor, ...]
+    inputs: tuple[torch.Tensor | OnDisk, ...]
+    labels: tuple[torch.Tensor | OnDisk, ...]
     patients: tuple[str, ...]  # of each volume
     owners: tuple[int, ...]  # volume of each patch
     starts: tuple[int, ...]  # first slice of each patch
@@ -67,7 +70,11 @@ class PatchPool:
         return len(self.starts)
 
     def batch(self, patches: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs (N, C, X, Y, Z) float32 and labels (N, X, Y, Z) int64 of the patches with these numbers."""
+        """Inputs (N, C, X, Y, Z) float32 and labels (N, X, Y, Z) int64 of the patches with these numbers, also none."""
+        if not patches:
+            _, channels, x, y = self.inputs[0].shape
+            inputs = torch.empty((0, channels, x, y, self.depth), device=self.device)
+            return inputs, inputs[:, 0].long()
         inputs = torch.stack([self._window(self.inputs, i).permute(1, 2, 3, 0) for i in patches])
         labels = torch.stack([self._window(self.labels, i).permute(1, 2, 0) for i in patches])
         return inputs.contiguous(), labels.contiguous().long()
@@ -76,7 +83,7 @@ class PatchPool:
         """Whose patches these are, each once, in order."""
         return sorted({self.patients[self.owners[i]] for i in patches})
 
-    def _window(self, volumes: tuple[torch.Tensor, ...], patch: int) -> torch.Tensor:
+    def _window(self, volumes: tuple[torch.Tensor | OnDisk, ...], patch: int) -> torch.Tensor:
         start = self.starts[patch]
         return volumes[self.owners[patch]][start : start + self.depth].to(self.device, non_blocking=True)
 
@@ -94,8 +101,8 @@ def patch_pool(
     """Pool of (patient, inputs (C, x, y, z), labels (x, y, z)) with windows of `depth` slices, `stride` apart.
 
     A volume stays on the device as long as half of its free memory lasts, then in the computer's (pinned, so that
-    copies do not keep the device waiting), then in a memory-mapped file without a name in `scratch`. `device_bytes`,
-    `host_bytes`: other limits. Batches are the same wherever the volumes lie.
+    copies do not keep the device waiting), then in one file without a name in `scratch`. `device_bytes`, `host_bytes`:
+    other limits. Batches are the same wherever the volumes lie. Raises `WorkError` if the disk is full.
     """
     store = Store(torch.device(device), device_bytes, host_bytes, scratch)
     inputs, labels, patients, owners, starts, with_lesion = [], [], [], [], [], []
@@ -122,9 +129,10 @@ class Store:
     ) -> None:
         self.device, self.scratch = device, scratch
         self.device_bytes = DEVICE_SHARE * free_device_bytes(device) if device_bytes is None else device_bytes
-        self.host_bytes = HOST_SHARE * free_host_bytes() if host_bytes is None else host_bytes
+        self.host_bytes = HOST_SHARE * memory.free_bytes() if host_bytes is None else host_bytes
+        self._file: IO[bytes] | None = None
 
-    def keep(self, array: np.ndarray, kind: type) -> torch.Tensor:
+    def keep(self, array: np.ndarray, kind: type) -> torch.Tensor | OnDisk:
         array = np.array(array, dtype=kind, order="C")  # a copy: the caller's may be a mapped file
         if self.device.type != "cpu" and array.nbytes <= self.device_bytes:
             self.device_bytes -= array.nbytes
@@ -133,28 +141,49 @@ class Store:
             self.host_bytes -= array.nbytes
             tensor = torch.from_numpy(array)
             return tensor.pin_memory() if self.device.type == "cuda" else tensor
-        return self._mapped(array)
+        return self._written(array)
 
-    def _mapped(self, array: np.ndarray) -> torch.Tensor:
-        """The array in a file that vanishes with the last look at it; the system drops its pages at will."""
-        with tempfile.NamedTemporaryFile(dir=self.scratch) as file:
-            array.tofile(file)
-            file.flush()
-            return torch.from_numpy(np.memmap(file.name, array.dtype, "r+", shape=array.shape))
+    def _written(self, array: np.ndarray) -> OnDisk:
+        """The array behind the others in one file, which vanishes with the last of them."""
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self.scratch, buffering=0)  # noqa: SIM115
+            start = self._file.seek(0, os.SEEK_END)
+            array.tofile(self._file)
+        except OSError as error:
+            raise WorkError(
+                f"the volumes that find no room in memory could not be written: {error.strerror or error}",
+                file=self.scratch,
+                remedy="free disk space, or train on a computer with more memory; finished epochs are kept.",
+            ) from error
+        return OnDisk(self._file, start, array.shape, array.dtype)
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """An array in a part of a file. Its slices are read when they are asked for, and the system keeps what it can.
+
+    A mapped file would count as this process' memory, and each mapping would take an open file of the few it may have.
+    """
+
+    file: IO[bytes]
+    start: int  # bytes
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, slices: slice) -> torch.Tensor:
+        first, last, _ = slices.indices(self.shape[0])
+        found = np.empty((last - first, *self.shape[1:]), self.dtype)
+        one = math.prod(self.shape[1:]) * self.dtype.itemsize
+        room, place = found.data.cast("B"), self.start + first * one
+        while len(room):
+            read = os.preadv(self.file.fileno(), [room], place)
+            room, place = room[read:], place + read
+        return torch.from_numpy(found)
 
 
 def free_device_bytes(device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-
-
-def free_host_bytes() -> float:
-    """Memory that could be had without swapping; where the system does not tell, half of what there is."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return 1024 * float(lines["MemAvailable"].split()[0])
-    except (OSError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
 
 
 # --- the order of an epoch

@@ -266,6 +266,21 @@ def load_patient(folder: str | Path, patient: str, params: Params) -> Prepared:
     return replace(_normalised(patient, arrays, _grid(record["grid"]), params), doubts=tuple(record["doubts"]))
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Reads prepared patients for a training; another process can be told to do the same."""
+
+    volumes: Path
+    params: Params
+
+    def __call__(self, patient: str) -> tuple[str, np.ndarray, np.ndarray]:
+        """Patient, inputs (C, x, y, z), labels (x, y, z). Raises `InputError` as `load_patient`, or without labels."""
+        one = load_patient(self.volumes, patient, self.params)
+        if one.reference is None:
+            raise InputError("has no reference to learn from", patient=patient, file=self.volumes / patient)
+        return patient, one.inputs, one.reference
+
+
 def _normalised(patient: str, arrays: Mapping[str, np.ndarray], grid: Grid, params: Params) -> Prepared:
     normalise = {"pet": normalise_pet, "ct": normalise_ct}
     inputs = np.stack([normalise[name](arrays[name], params) for name in params.channels])

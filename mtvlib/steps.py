@@ -18,36 +18,24 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mtvlib import fingerprint
+from mtvlib import devices, fingerprint, lease
 from mtvlib.cohort import FILES, read_cohort
 from mtvlib.errors import InputError, MtvError, WorkError
 from mtvlib.files import sha256, write_json, write_text
+from mtvlib.graph import CHAPTERS as CHAPTERS  # as: whoever knows the steps knows their names
+from mtvlib.graph import MODULES as MODULES
+from mtvlib.graph import TRAIN_FOLD as TRAIN_FOLD
+from mtvlib.graph import notebook_of as notebook_of
+from mtvlib.graph import step_names as step_names
+from mtvlib.params import Params
 from mtvlib.study import Study
 
-CHAPTERS = (
-    *("4_delineation", "5_classification", "6_lesions", "7_survival", "8_cases", "9_trust"),
-    "10_corrections",
-)
-TRAIN_FOLD = "2_train_fold"
 HASHES = ".images.json"  # in the study's folder: what the images' contents were at the last look
-MODULES = {"evaluation": "mtvlib.evaluation", "manifest": "mtvlib.changes"}  # steps that are no notebooks
-
-
-def step_names(folds: int) -> list[str]:
-    """All steps of a study in the order of the flow."""
-    training = [f"{TRAIN_FOLD}_{fold}" for fold in range(folds)]
-    return ["1_cohort", *training, "3_external_testing", "evaluation", *CHAPTERS, "manifest"]
-
-
-def notebook_of(step: str) -> tuple[str, dict[str, int]]:
-    """The notebook of a step and the parameters it takes beside the study's."""
-    name, _, number = step.rpartition("_")
-    return (TRAIN_FOLD, {"fold": int(number)}) if name == TRAIN_FOLD else (step, {})
 
 
 def project_root() -> Path:
@@ -58,6 +46,12 @@ def project_root() -> Path:
 
 def notebook_path(step: str) -> Path:
     return project_root() / "notebooks" / f"{notebook_of(step)[0]}.ipynb"
+
+
+def devices_of(step: str, params: Params) -> int:
+    """Graphics cards that a step wants, where there are any."""
+    wanted = {TRAIN_FOLD: params.devices_per_fold, "3_external_testing": 1}
+    return 0 if params.device == "cpu" else wanted.get(notebook_of(step)[0], 0)
 
 
 # --- what a step depends on
@@ -116,9 +110,17 @@ def _read_hashes(path: Path) -> dict[str, list[Any]]:
 
 
 def run_step(study: Study, step: str) -> None:
-    """Run a step; its result, log, seconds and peak memory lie in the study's folder. Raises `MtvError`."""
-    began = time.time()
+    """Run a step; its result, log, seconds and peak memory lie in the study's folder. Raises `MtvError`.
+
+    Waits while another process works on the same step, such as a job of a cluster that outlived its run.
+    """
     say = study.say(step)
+    with lease.only_step(study.logs, step, say):
+        _run_alone(study, step, say)
+
+
+def _run_alone(study: Study, step: str, say: Callable[[str], None]) -> None:
+    began = time.time()
     say("started")
     try:
         _attempt(study, step)
@@ -137,7 +139,8 @@ def run_step(study: Study, step: str) -> None:
 def _attempt(study: Study, step: str) -> None:
     """Do the step's work; what no module foresaw becomes a `WorkError`, its traceback goes into the step's log."""
     try:
-        _work(study, step)
+        with devices.claim(devices_of(step, study.params), study.say(step)):
+            _work(study, step)
     except MtvError:
         raise
     except Exception as error:

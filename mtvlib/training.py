@@ -20,9 +20,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtvlib import memory
 from mtvlib.augment import augment
 from mtvlib.augment import wanted as augmentation_wanted
-from mtvlib.checkpoints import STATE_FILE, Epoch, Training, resume, save_state, sweep, training_params
+from mtvlib.checkpoints import (
+    STATE_FILE,
+    Epoch,
+    Training,
+    read_state,
+    restore,
+    resume,
+    save_state,
+    sweep,
+    training_params,
+)
 from mtvlib.classes import LESION_CLASSES, NODES, PRIMARY
 from mtvlib.errors import InputError, WorkError
 from mtvlib.files import write_text
@@ -30,7 +41,8 @@ from mtvlib.loss import Loss, PartsLoss, dice_terms, loss_of
 from mtvlib.network import Network, NetworkConfig, build
 from mtvlib.optimisation import learning_rate, limit_gradient, make_optimizer, set_learning_rate, update_mean
 from mtvlib.params import Params
-from mtvlib.patching import PatchPool, batches, patch_pool
+from mtvlib.patching import HOST_SHARE, PatchPool, batches, patch_pool
+from mtvlib.ranks import ALONE, Ranks
 
 __all__ = [  # what other rooms take from here, wherever it lives
     "Epoch", "Patients", "Training", "choose_device", "describe", "make_optimizer", "network_config", "reporter",
@@ -70,12 +82,20 @@ def network_config(params: Params) -> NetworkConfig:
 # --- the machine
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of the parameter `device`: `auto` takes CUDA where there is one."""
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device of the parameter `device`: `auto` takes CUDA where there is one; of several ranks each has its own."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise InputError("device is cuda, but PyTorch finds no CUDA device", remedy="set device to auto or cpu.")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    if not available or name == "cpu":
+        return torch.device("cpu")
+    found = torch.cuda.device_count()
+    if found < ranks.here:
+        raise InputError(
+            f"devices_per_fold asks for {ranks.here} CUDA devices, but PyTorch finds {found}",
+            remedy="lower devices_per_fold, or run on a computer with more devices.",
+        )
+    return torch.device("cuda", ranks.local) if ranks.several else torch.device("cuda")
 
 
 def use_processor(threads: int) -> None:
@@ -133,23 +153,22 @@ def memory_watch(params: Params) -> Iterator[None]:
 
 
 @torch.no_grad()
-def soft_dsc_by_class(network: Network, pool: PatchPool, batch_size: int) -> Tensor:
+def soft_dsc_by_class(network: Network, pool: PatchPool, batch_size: int, ranks: Ranks = ALONE) -> Tensor:
     """Soft DSC of each class (K,), pooled over the whole validation set; nan for the background and what is absent.
 
     Pooling avoids 0/0 where a patch or a patient has no lesion of a class (choice; the paper's form is its
     supplement's).
     """
     network.eval()
-    twice_intersection: Tensor | float = 0.0
-    volumes: Tensor | float = 0.0
-    reference = torch.zeros(network.config.classes, device=pool.device)
-    for first in range(0, len(pool), batch_size):
+    twice_intersection, volumes, reference = torch.zeros(3, network.config.classes, device=pool.device)
+    for first in ranks.share(range(0, len(pool), batch_size)):
         inputs, labels = pool.batch(range(first, min(first + batch_size, len(pool))))
         probabilities = torch.softmax(network(inputs).float(), 1)
         one_hot = F.one_hot(labels, network.config.classes).movedim(-1, 1).float()
         intersection, volume = dice_terms(probabilities, one_hot)
         twice_intersection, volumes = twice_intersection + intersection, volumes + volume
         reference += one_hot.sum((0, 2, 3, 4))
+    ranks.add_up(twice_intersection, volumes, reference)
     absent = reference == 0
     absent[[k for k in range(len(reference)) if k not in LESION_CLASSES.values()]] = True
     if bool(absent.all()):
@@ -189,6 +208,8 @@ class Record:
 
     def look(self) -> None:
         """Raise `WorkError` that names step and patients if a step since the last look was no longer sound."""
+        if self.looked_at == len(self.batches):  # the epoch ended where a look was due
+            return
         values = torch.stack(self.losses[self.looked_at :])[:, 0].cpu()
         norms = torch.stack(self.norms[self.looked_at :]).cpu()
         bad = ~(values.isfinite() & (values < DIVERGED) & norms.isfinite())
@@ -213,32 +234,72 @@ class Record:
         )
 
 
-def step_gradient(training: Training, inputs: Tensor, labels: Tensor, params: Params) -> Loss:
-    """The loss of a batch; its gradient is left in the network's parameters."""
-    network = training.network if training.compiled is None else training.compiled
+def step_gradient(
+    training: Training,
+    inputs: Tensor,
+    labels: Tensor,
+    params: Params,
+    ranks: Ranks = ALONE,
+    patches: int | None = None,
+) -> Loss:
+    """The loss of a batch of `patches`; its gradient is left in the network's parameters.
+
+    `inputs`, `labels`: the whole batch, or what this one of several ranks takes of it, which may be nothing.
+    """
     training.optimizer.zero_grad(set_to_none=True)
-    if params.accumulate == 1:
-        loss = loss_of(_logits(network, inputs, params), labels, params)
+    if params.accumulate == 1 and not ranks.several:
+        loss = loss_of(_logits(training, inputs, params), labels, params)
         loss.total.backward()
         return loss
     parts = list(zip(inputs.tensor_split(params.accumulate), labels.tensor_split(params.accumulate), strict=True))
-    parts = [part for part in parts if len(part[0])]
-    pooled = PartsLoss(params, len(inputs))
-    for one, reference in parts:
-        with torch.no_grad():
-            pooled.look(_logits(network, one, params), reference)
-    pooled.settle()
-    for one, reference in parts:
-        pooled.share(_logits(network, one, params), reference).backward()
+    parts = [part for part in parts if len(part[0])] or [(inputs, labels)]
+    pooled = PartsLoss(params, len(inputs) if patches is None else patches)
+    if len(parts) == 1:  # its logits can wait for the sums of the other ranks
+        _one_round(training, pooled, *parts[0], params, ranks)
+    else:
+        _two_rounds(training, pooled, parts, params, ranks)
+    ranks.add_up(*_gradients(training.network), pooled.cross_entropy)
     return pooled.loss
 
 
-def _logits(network: Callable[[Tensor], Tensor], inputs: Tensor, params: Params) -> Tensor:
+def _one_round(
+    training: Training, pooled: PartsLoss, inputs: Tensor, labels: Tensor, params: Params, ranks: Ranks
+) -> None:
+    logits = _logits(training, inputs, params)
+    pooled.look(logits, labels)
+    pooled.settle(ranks)
+    if len(inputs):
+        pooled.share(logits, labels).backward()
+
+
+def _two_rounds(
+    training: Training, pooled: PartsLoss, parts: Sequence[tuple[Tensor, Tensor]], params: Params, ranks: Ranks
+) -> None:
+    for inputs, labels in parts:
+        with torch.no_grad():
+            pooled.look(_logits(training, inputs, params), labels)
+    pooled.settle(ranks)
+    for inputs, labels in parts:
+        pooled.share(_logits(training, inputs, params), labels).backward()
+
+
+def _logits(training: Training, inputs: Tensor, params: Params) -> Tensor:
+    if not len(inputs):  # a rank without patches
+        return inputs.new_zeros((0, training.network.config.classes, *inputs.shape[2:]))
+    network = training.network if training.compiled is None else training.compiled
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=params.precision == "bfloat16"):
         return network(inputs)
 
 
-def train_epoch(training: Training, pool: PatchPool, params: Params, fold: int) -> Record:
+def _gradients(network: Network) -> list[Tensor]:
+    """Of all parameters; zeros where this rank had no patches."""
+    for parameter in network.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+
+
+def train_epoch(training: Training, pool: PatchPool, params: Params, fold: int, ranks: Ranks = ALONE) -> Record:
     """One pass of training steps. Raises `WorkError`, at most `LOOK_BACK` steps later, when one is no longer sound."""
     training.network.train()
     epoch = len(training.history) + 1
@@ -247,15 +308,17 @@ def train_epoch(training: Training, pool: PatchPool, params: Params, fold: int) 
     flips = np.random.default_rng([params.seed, fold, epoch, 1]).random((len(steps), params.batch_size)) < 0.5
     augmented, in_order = augmentation_wanted(params), channels_last(params, pool.device)
     for step, (batch, flip) in enumerate(zip(steps, flips, strict=True)):
-        inputs, labels = pool.batch(batch)
+        part = ranks.part(len(batch))
+        inputs, labels = pool.batch(batch[part])
         if params.flip:
-            inputs, labels = mirror(inputs, flip[: len(batch)], 2), mirror(labels, flip[: len(batch)], 1)
+            chosen = flip[: len(batch)][part]
+            inputs, labels = mirror(inputs, chosen, 2), mirror(labels, chosen, 1)
         if augmented:
-            inputs, labels = augment(inputs, labels, params, [params.seed, fold, epoch, 2, step])
+            inputs, labels = augment(inputs, labels, params, [params.seed, fold, epoch, 2, step], part.start)
         if in_order:
             inputs = inputs.contiguous(memory_format=torch.channels_last_3d)
         set_learning_rate(training.optimizer, learning_rate(params, epoch - 1 + (step + 0.5) / len(steps)))
-        loss = step_gradient(training, inputs, labels, params)
+        loss = step_gradient(training, inputs, labels, params, ranks, len(batch))
         norm = limit_gradient(training.network, params.gradient_clip)
         training.optimizer.step()
         if training.mean is not None and params.ema is not None:
@@ -271,12 +334,14 @@ def mirror(batch: Tensor, which: np.ndarray, axis: int) -> Tensor:
     return torch.where(chosen, batch.flip(axis), batch)
 
 
-def run_epoch(training: Training, pool: PatchPool, check: PatchPool, params: Params, fold: int) -> None:
+def run_epoch(
+    training: Training, pool: PatchPool, check: PatchPool, params: Params, fold: int, ranks: Ranks = ALONE
+) -> None:
     """Train and validate once, and add the epoch to the history; the best one's weights are kept."""
     began = time.perf_counter()
-    record = train_epoch(training, pool, params, fold)
+    record = train_epoch(training, pool, params, fold, ranks)
     trained = time.perf_counter() - began
-    by_class = soft_dsc_by_class(training.validated, check, params.batch_size)
+    by_class = soft_dsc_by_class(training.validated, check, params.batch_size, ranks)
     soft_dsc = validation_soft_dsc(by_class)
     better = soft_dsc > training.best_soft_dsc
     training.history.append(_measured(training, record, by_class, soft_dsc, trained, time.perf_counter() - began))
@@ -320,6 +385,7 @@ def train_fold(
     basis: str = "",
     report: Callable[[Training], None] = lambda training: None,
     say: Callable[[str], None] = lambda line: None,
+    ranks: Ranks = ALONE,
 ) -> Training:
     """Train until `epochs`, or `patience` epochs without a better soft DSC; resumes what `folder` holds.
 
@@ -331,32 +397,65 @@ def train_fold(
     the state is written to `folder` and `report` is called, after a resume as well. Returns the training with
     `best_weights` of the best epoch. Raises `InputError` if nobody is left to train or validate on or `folder` holds
     another training, and `WorkError` if training diverges or the device runs out of memory.
+
+    With `devices_per_fold` this starts that many processes, each of which calls this function as one of `ranks`; the
+    first of them writes the checkpoints. `train` and `validation` are then `Patients` with a `prepare.Reader`.
     """
     if not train or not validation:
         raise InputError(
             f"fold {fold} has {len(train)} patients to train and {len(validation)} to validate on",
             remedy="add patients or use fewer folds.",
         )
-    device = choose_device(params.device)
+    if params.devices_per_fold > 1 and not ranks.several:
+        from mtvlib.together import train_together  # which starts processes that come back here
+
+        return train_together(train, validation, params, fold, folder, basis=basis, report=report, say=say)
+    device = choose_device(params.device, ranks)
     use_processor(params.threads)
     torch.backends.cudnn.benchmark = True  # every batch has one shape: the fastest kernels are found once
     depth = params.patch_shape[2]
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
+    if ranks.first:
+        sweep(folder)
+    host_bytes = _host_bytes(params, ranks)
     with memory_watch(params):
-        pool = patch_pool(train, depth, params.patch_stride, device, scratch=folder)
+        pool = patch_pool(train, depth, params.patch_stride, device, host_bytes=host_bytes, scratch=folder)
         # Validation sees each slice once (windows side by side): a quarter of the cost of overlapping ones.
-        check = patch_pool(validation, depth, depth, device, scratch=folder)
+        check = patch_pool(validation, depth, depth, device, host_bytes=host_bytes, scratch=folder)
         training = start(params, fold, device)
-        if (folder / STATE_FILE).exists():
-            resume(training, folder / STATE_FILE, params, fold, basis, say)
+        go_on(training, folder / STATE_FILE, params, fold, basis, say, ranks)
         if training.history:
             report(training)  # Snakemake deletes history.csv of a step that it does again
         while not is_finished(training, params):
-            run_epoch(training, pool, check, params, fold)
-            save_state(training, folder / STATE_FILE, params, fold, basis)
+            run_epoch(training, pool, check, params, fold, ranks)
+            if ranks.first:
+                save_state(training, folder / STATE_FILE, params, fold, basis)
             report(training)
     return training
+
+
+def _host_bytes(params: Params, ranks: Ranks) -> float | None:
+    """Memory that each of the two pools of volumes may take in the computer; None: a share of what is free by then."""
+    if params.volumes_gb is not None:
+        return params.volumes_gb * 1e9 / (2 * ranks.here)
+    return HOST_SHARE * memory.free_bytes() / ranks.here if ranks.several else None
+
+
+def go_on(
+    training: Training,
+    path: Path,
+    params: Params,
+    fold: int,
+    basis: str,
+    say: Callable[[str], None],
+    ranks: Ranks = ALONE,
+) -> None:
+    """Resume what the checkpoint holds, if any. The first of several ranks decides, since it may put it aside."""
+    if ranks.first and path.exists():
+        resume(training, path, params, fold, basis, say)
+    epochs = ranks.from_first(len(training.history), next(training.network.parameters()).device)
+    if epochs and not ranks.first:
+        restore(training, *read_state(path))
 
 
 def is_finished(training: Training, params: Params) -> bool:

@@ -1,6 +1,8 @@
 import errno
+import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from rich.console import Console
 
 from mtvlib import cli, flow
 from mtvlib.cohort import assign_folds, read_cohort
@@ -74,7 +77,7 @@ def test_wrong_usage_is_exit_code_2(mtv, arguments):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["phantom", "check", "run", "predict", "evaluate", "report", "info"])
+@pytest.mark.parametrize("command", ["phantom", "check", "run", "status", "predict", "evaluate", "report", "info"])
 def test_every_command_explains_itself(mtv, command):
     code, out, _ = mtv(command, "--help")
     assert code == 0
@@ -239,6 +242,56 @@ def test_info_is_a_table_in_markdown(mtv):
     assert rows[:2] == [["what", "found"], ["---", "---"]]
     assert all(len(row) == 2 and all(row) for row in rows)
     assert {"python", "mtvlib", "torch", "cuda", "quarto", "browser"} <= {row[0] for row in rows}
+
+
+# --- status
+
+
+@pytest.fixture
+def half(tmp_path):
+    """A study of two folds whose first step is done and whose second failed."""
+    folder = tmp_path / "studies" / "half"
+    for name in ("logs", "notebooks"):
+        (folder / name).mkdir(parents=True)
+    (folder / "params.yml").write_text("name: half\nfolds: 2\n")
+    (folder / "notebooks" / "1_cohort.ipynb").touch()
+    (folder / "logs" / "1_cohort.log").write_text("started\nfinished in 9 s\n")
+    (folder / "logs" / "1_cohort.json").write_text('{"seconds": 9.0}')
+    (folder / "logs" / "2_train_fold_0.log").write_text("started\nepoch 3 of 9\nfailed: [sad] diverged\n")
+    return folder
+
+
+def test_the_status_of_a_study_is_plain_text_where_it_is_piped(mtv, half):
+    code, out, err = mtv("status", half)
+    assert (code, err) == (0, "")
+    assert "\x1b" not in out
+    assert out.splitlines()[3:5] == [
+        "1_cohort            done               9 s",
+        "2_train_fold_0      failed",
+    ]
+    assert "2_train_fold_0 failed: [sad] diverged\nThe last lines of" in out
+    assert "    epoch 3 of 9\nTo repeat it alone:\n    " in out
+
+
+def test_the_status_as_json(mtv, half):
+    code, out, _ = mtv("status", half, "--json", "--watch")  # ends, since nothing runs
+    assert code == 0
+    assert [step["state"] for step in json.loads(out)["steps"]][:3] == ["done", "failed", "waiting"]
+
+
+def test_the_status_in_a_terminal_has_colours_and_the_same_words(mtv, half, monkeypatch):
+    monkeypatch.setattr(cli, "Console", functools.partial(Console, force_terminal=True, width=100))
+    _, out, _ = mtv("status", half)
+    assert "\x1b[" in out
+    words = re.sub(r"\x1b\[[0-9;]*m", "", out)
+    assert re.search(r"^1_cohort +done +9 s", words, re.MULTILINE)
+    assert "2_train_fold_0 failed: [sad] diverged" in words
+
+
+def test_what_is_no_study_has_no_status(mtv, tmp_path):
+    code, out, err = mtv("status", tmp_path)
+    assert (code, out) == (2, "")
+    assert "is not the folder of a study" in err
 
 
 # --- evaluate

@@ -1,12 +1,17 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections import namedtuple
+from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
 import yaml
 
-from mtvlib import flow
+from mtvlib import flow, lease
 from mtvlib.cohort import assign_folds, read_cohort, relative_paths
 from mtvlib.errors import InputError, WorkError
 from mtvlib.params import Params, read
@@ -93,6 +98,26 @@ def test_a_run_that_must_go_on_notices_other_images(here):
         run(resume=True)
 
 
+@pytest.mark.parametrize(
+    ("cards", "changes", "limit"),
+    [
+        (4, {}, ("--resources", "gpu=4")),
+        (4, {"devices_per_fold": 4}, ("--resources", "gpu=4")),
+        (4, {"device": "cpu"}, ()),
+        (0, {"devices_per_fold": 2}, ()),  # processes on the processor
+    ],
+)
+def test_as_many_steps_at_once_as_there_are_cards(monkeypatch, cards, changes, limit):
+    monkeypatch.setattr(flow.devices, "visible", lambda: [None] * cards)
+    assert flow._device_limit(Study(Params(**changes))) == limit
+
+
+def test_a_fold_that_wants_more_cards_than_there_are_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(flow.devices, "visible", lambda: [None] * 2)
+    with pytest.raises(InputError, match="asks for 4 graphics cards, but there are 2"):
+        flow._device_limit(Study(Params(devices_per_fold=4)))
+
+
 def test_a_missing_image_is_said_with_row_patient_and_file(here):
     (here / "images" / "P2_ct.nii.gz").unlink()
     with pytest.raises(InputError, match=r"patient P2, file images/P2_ct\.nii\.gz: row 4: `ct` does not exist"):
@@ -132,6 +157,71 @@ def test_half_a_params_yml_is_written_anew(here):
 def test_only_one_run_holds_the_folder(tmp_path):
     with flow.only_run(tmp_path), pytest.raises(InputError, match="another run is at work"), flow.only_run(tmp_path):
         pass
+    with flow.only_run(tmp_path):
+        pass
+
+
+HOLD = """
+import errno, fcntl, sys
+from pathlib import Path
+from mtvlib import errors, flow
+
+def flock(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+if sys.argv[2] == "no locks":
+    fcntl.flock = flock
+try:
+    with flow.only_run(Path(sys.argv[1])):
+        print("holds it", flush=True)
+        sys.stdin.readline()
+except errors.InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("locks", ["locks", "no locks"])
+def test_of_two_processes_the_second_is_refused_and_after_a_kill_is_not(tmp_path, locks):
+    def start():
+        command = [sys.executable, "-c", HOLD, str(tmp_path), locks]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    with start() as first, start() as second:
+        said = {process.stdout.readline(): process for process in (first, second)}
+        holder = said.pop("holds it\n")
+        (refusal, _) = said.popitem()
+        assert "another run is at work on this study" in refusal
+        assert "Remedy: wait until it ends, or stop it." in refusal
+        assert locks == "locks" or f"process {holder.pid} on " in refusal
+        with start() as third:
+            assert f"process {holder.pid} on " in third.stdout.readline()
+        holder.kill()
+        holder.wait()
+        with start() as fourth:
+            assert fourth.stdout.readline() == "holds it\n"
+            fourth.communicate("\n")
+    assert not (tmp_path / ".lease").exists()
+
+
+def lease_of_another_computer(folder, silent_s):
+    holder = replace(lease.take(folder / lease.STUDY), host="node7", system="another")
+    (folder / lease.STUDY).write_text(json.dumps(asdict(holder)))
+    os.utime(folder / lease.STUDY, (time.time() - silent_s,) * 2)
+
+
+def test_a_run_on_another_computer_is_named(tmp_path):
+    lease_of_another_computer(tmp_path, 30)
+    with pytest.raises(InputError, match=r"another run is at work.*on node7, begun.*wait until it ends"):
+        flow.only_run(tmp_path).__enter__()
+
+
+def test_a_silent_run_of_another_computer_is_told_with_the_remedy_which_helps(tmp_path):
+    lease_of_another_computer(tmp_path, 1200)
+    with pytest.raises(
+        InputError, match=rf"no sign of life for 20 min \(found: .*node7.*delete {tmp_path}/\.lease and"
+    ):
+        flow.only_run(tmp_path).__enter__()
+    (tmp_path / ".lease").unlink()
     with flow.only_run(tmp_path):
         pass
 

@@ -89,6 +89,7 @@ def test_written_parameters_read_back_the_same(tmp_path):
         ({"units_per_level": [1, 2]}, "must name one number for each of [16, 32, 64, 128, 256]"),
         ({"units_per_level": True}, "units_per_level = True: must be a number, not true or false; units_per_level"),
         ({"accumulate": 17}, "cuts a batch_size of 16 into empty parts"),
+        ({"devices_per_fold": 17}, "devices_per_fold 17 share a batch_size of 16"),
         ({"augment_low_resolution": 0.5}, "augment_low_resolution = 0.5"),
         ({"patch_shape": [128, 128, 30]}, "divisible by 16"),
         ({"patch_shape": [64, 64, 32]}, "must cover crop_shape"),

@@ -1,8 +1,13 @@
+import errno
+import os
+import resource
+
 import numpy as np
 import pytest
 import torch
 
 from mtvlib import patching
+from mtvlib.errors import WorkError
 from mtvlib.patching import batches, pad_axially, patch_pool, window_starts
 from tests.tiny_fold import PARAMS
 
@@ -84,16 +89,39 @@ def test_batches_are_the_same_wherever_the_volumes_lie(tmp_path, host_bytes):
     assert list(tmp_path.iterdir()) == []  # the file has no name any more
 
 
-def test_what_the_memory_does_not_hold_lies_in_a_file(tmp_path, monkeypatch):
-    mapped = []
-    own = patching.Store._mapped
-    monkeypatch.setattr(
-        patching.Store, "_mapped", lambda store, array: mapped.append(array.nbytes) or own(store, array)
-    )
-    patch_pool(two_volumes(), 8, 2, host_bytes=600, scratch=tmp_path)
-    assert mapped == [1024, 1408]
-    patch_pool(two_volumes(), 8, 2, scratch=tmp_path)
-    assert len(mapped) == 2
+def test_what_the_memory_does_not_hold_lies_in_one_file(tmp_path):
+    """Inputs are (slices, 2, 4, 4) float32, labels (slices, 4, 4) uint8; 600 bytes hold both labels."""
+    pool = patch_pool(two_volumes(), 8, 2, host_bytes=600, scratch=tmp_path)
+    first, second = pool.inputs
+    assert all(isinstance(labels, torch.Tensor) for labels in pool.labels)
+    assert (first.start, second.start) == (0, 1024)
+    assert first.file is second.file
+    assert os.fstat(first.file.fileno()).st_size == 1024 + 1408
+    usual = patch_pool(two_volumes(), 8, 2).inputs[1]
+    assert torch.equal(second[2:5], usual[2:5])
+    assert torch.equal(second[9:20], usual[9:20])
+
+
+def test_thousands_of_volumes_on_disk_need_one_open_file(tmp_path):
+    """A process may have 1024 open files on most computers."""
+    most = len(os.listdir("/proc/self/fd")) + 10
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+    try:
+        volumes = [(f"P{i}", np.full((1, 2, 2, 8), i, np.float32), np.zeros((2, 2, 8))) for i in range(3000)]
+        pool = patch_pool(volumes, 8, 8, host_bytes=0, scratch=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert pool.batch([0, 1234, 2999])[0].mean((1, 2, 3, 4)).tolist() == [0, 1234, 2999]
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(patching.tempfile, "TemporaryFile", full)
+    with pytest.raises(WorkError, match=r"no room in memory could not be written: No space left .*free disk space"):
+        patch_pool(two_volumes(), 8, 2, host_bytes=0, scratch=tmp_path)
 
 
 def test_a_device_is_filled_before_the_computer(tmp_path):

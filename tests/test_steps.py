@@ -131,6 +131,31 @@ def test_a_missing_cohort_is_said(study):
 # --- running
 
 
+@pytest.mark.parametrize(
+    ("step", "changes", "wanted"),
+    [
+        ("2_train_fold_3", {}, 1),
+        ("2_train_fold_3", {"devices_per_fold": 4}, 4),
+        ("3_external_testing", {"devices_per_fold": 4}, 1),
+        ("2_train_fold_3", {"device": "cpu", "devices_per_fold": 4}, 0),
+        ("evaluation", {}, 0),
+    ],
+)
+def test_only_steps_with_a_network_want_devices(step, changes, wanted):
+    assert steps.devices_of(step, Params(**changes)) == wanted
+
+
+def test_a_step_sees_the_devices_alone_that_it_holds(study, tmp_path, monkeypatch):
+    two = [steps.devices.Device("0", "GPU-a"), steps.devices.Device("1", "GPU-b")]
+    monkeypatch.setattr(steps.devices, "visible", lambda: two)
+    monkeypatch.setattr(steps.devices.tempfile, "gettempdir", lambda: str(tmp_path))
+    seen = []
+    monkeypatch.setattr(steps, "_work", lambda study, step: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    with steps.devices.claim(1, pytest.fail):
+        steps.run_step(study, "2_train_fold_0")
+    assert seen == ["1"]
+
+
 def test_a_step_leaves_its_log_and_its_cost(study, monkeypatch):
     study.say("evaluation")("of an earlier run")
     (study.logs / "evaluation.error.json").touch()

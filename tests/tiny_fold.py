@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import torch
 
-from mtvlib.params import Params
+from mtvlib.files import write_json
+from mtvlib.params import IMAGES, Params
+from mtvlib.volume import Grid, to_image, write_image
 
 PARAMS = Params(
     crop_shape=(16, 16),
@@ -42,3 +46,17 @@ def weights(result):
 def assert_same_weights(one, other):
     assert all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
     assert all(torch.equal(value, other.best_weights[name]) for name, value in one.best_weights.items())
+
+
+WINDOWS = {"pet_normalization": "window", "pet_window_suv": (0.0, 1.0), "ct_window_hu": (0.0, 1.0)}
+
+
+def write_prepared(volumes, params):
+    """TRAIN and VALIDATION as step 1 leaves patients; with WINDOWS they are read as they are here."""
+    for name, inputs, labels in [*TRAIN, *VALIDATION]:
+        grid = Grid(labels.shape, (params.spacing_mm,) * 3, (0.0, 0.0, 0.0))
+        images = {"pet": inputs[0], "ct": inputs[1], "reference": labels}
+        for kind, array in images.items():
+            write_image(to_image(array, grid), volumes / name / f"{kind}.nii")
+        about = {"patient": name, "params": params.part(IMAGES), "grid": asdict(grid), "doubts": []}
+        write_json(volumes / name / "prepared.json", about | {"sources": {kind: {} for kind in images}})
