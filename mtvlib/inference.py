@@ -212,13 +212,14 @@ def predict_probabilities(
     stitching each network's map and averaging. Volumes shorter than a window are padded, and cut again. Small windows
     go through the networks several at once, since each call has a cost of its own.
     """
-    slabs = _slabs(predictor(networks), networks, inputs, depth, stride)
-    return np.concatenate([_by_slices(slab) for _, slab in slabs]).transpose(1, 3, 2, 0)
-
-
-def _by_slices(slab: np.ndarray) -> np.ndarray:
-    """(K, x, y, z) to (z, K, y, x), the order of the slices in memory."""
-    return slab.transpose(3, 0, 2, 1)
+    *sides, length = inputs.shape[1:]
+    whole: np.ndarray | None = None
+    for first, slab in _slabs(predictor(networks), networks, inputs, depth, stride):
+        if whole is None:
+            whole = np.empty((length, len(slab), *sides[::-1]), np.float32).transpose(1, 3, 2, 0)  # slice after slice
+        whole[..., first : first + slab.shape[-1]] = slab
+    assert whole is not None
+    return whole
 
 
 def predict_with_each(
