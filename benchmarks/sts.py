@@ -19,21 +19,22 @@ import argparse
 import json
 import os
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import SimpleITK as sitk
 
 from benchmarks.measure import write_table
 from mtvlib.cohort import assign_folds, fold_patients, read_cohort, relative_paths
 from mtvlib.files import read_table, write_json, write_text
 from mtvlib.inference import predict_probabilities
 from mtvlib.layouts import import_sts
+from mtvlib.lesions import remove_small_rois
 from mtvlib.metrics import contingency, overlap
-from mtvlib.network import BothSides, build
+from mtvlib.network import BothSides, build, count_parameters
 from mtvlib.params import Params, from_dict, read
 from mtvlib.predict import labels_on
 from mtvlib.prepare import load_patient, prepare_cohort
@@ -90,33 +91,38 @@ def ours(study: Study, arm: str, params: Params, fold: int, seconds: float, fold
         own = params.model_copy(update={"epochs": epochs, "patience": epochs})
         return train_fold(Patients(parts.train, one), Patients(parts.validation, one), own, fold, place)
 
-    probe = trained(2, folder / "probe")
+    probe = trained(2, folder / "probe")  # a finished training is read, not done again: so a kill changes no budget
     epochs = max(1, int(seconds / probe.history[-1].seconds))
-    began = time.perf_counter()
     training = trained(epochs, folder / f"{epochs}_epochs")
-    spent = time.perf_counter() - began
+    spent = sum(epoch.seconds for epoch in training.history)
     network = build(network_config(params), 0).eval()
     network.load_state_dict(training.best_weights)
     network = BothSides(network) if params.test_time_flip else network
     rows = [tested(study, network, name, params) for name in parts.test]
     write_text(folder / "counts.csv", pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False))
-    return {"seconds": spent, "epochs": epochs, "steps": epochs * (params.steps_per_epoch or 0)}
+    size = {"parameters": count_parameters(network), "batch": params.batch_size, "patch": list(params.patch_shape)}
+    size |= {"spacing_mm": [params.spacing_mm] * 3}
+    return {"seconds": spent, "epochs": epochs, "steps": epochs * (params.steps_per_epoch or 0), **size}
 
 
 def tested(study: Study, network: Any, name: str, params: Params) -> list[Any]:
     patient = load_patient(study.volumes, name, params)
     found = predict_probabilities([network], patient.inputs, params.patch_shape[2], params.patch_stride)
     reference = read_image(image(study, name, "reference"))
-    labels = labels_on(found, patient.grid, Grid.of(reference), params)
-    return counted(name, to_array(reference), to_array(labels))
+    return counted(name, reference, labels_on(found, patient.grid, Grid.of(reference), params), params)
 
 
 def image(study: Study, patient: str, name: str) -> Path:
     return study.source.parent / "images" / f"{patient}_{name}.nii.gz"
 
 
-def counted(patient: str, reference: np.ndarray, labels: np.ndarray) -> list[Any]:
-    return [patient, *(int(number) for number in overlap(contingency(reference, labels), "all"))]
+def counted(patient: str, reference: sitk.Image, labels: sitk.Image, params: Params) -> list[Any]:
+    """Voxels of the reference, the prediction and both, of every way alike: without components below `min_roi_ml`."""
+    spacing = Grid.of(reference).spacing_mm
+    masks = [
+        remove_small_rois(to_array(one), spacing, params.min_roi_ml, params.connectivity) for one in (reference, labels)
+    ]
+    return [patient, *(int(number) for number in overlap(contingency(*masks), "all"))]
 
 
 # --- nnU-Net
@@ -137,14 +143,21 @@ probe = trainer(3)
 ends = []
 end = probe.on_epoch_end
 probe.on_epoch_end = lambda: (end(), ends.append(time.perf_counter()))
+began = time.perf_counter()
 probe.run_training()
-epochs = max(1, int(SECONDS / (ends[-1] - ends[-2])))
+epoch = ends[-1] - ends[-2]
+start = max(0.0, ends[0] - began - epoch)  # until data flow; it counts, so it leaves less for the epochs
+epochs = max(1, int((SECONDS - start) / epoch))
 began = time.perf_counter()
 real = trainer(epochs)
 real.run_training()
 spent = time.perf_counter() - began
 real.perform_actual_validation()
-print(json.dumps({"seconds": spent, "epochs": epochs, "steps": epochs * ITERATIONS, "output": real.output_folder}))
+plan = real.configuration_manager
+size = {"parameters": sum(one.numel() for one in real.network.parameters()), "batch": int(plan.batch_size)}
+size |= {"patch": [int(side) for side in plan.patch_size[::-1]], "spacing_mm": [float(mm) for mm in plan.spacing[::-1]]}
+cost = {"seconds": spent, "epochs": epochs, "steps": epochs * ITERATIONS, "output": real.output_folder}
+print(json.dumps(cost | size))
 """
 
 
@@ -182,7 +195,7 @@ def nnunet(study: Study, work: Path, fold: int, seconds: float, folder: Path) ->
         name = path.name.removesuffix(".nii.gz")
         reference = read_image(image(study, name, "reference"))
         labels = resample_labels(read_image(path), Grid.of(reference))
-        rows.append(counted(name, to_array(reference), to_array(labels)))
+        rows.append(counted(name, reference, labels, study.params))
     write_text(folder / "counts.csv", pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False))
     return cost
 
@@ -216,7 +229,7 @@ def run(work: Path, data: Path, seconds: float, folds: Sequence[int]) -> Study:
 
 
 def place(work: Path, arm: str, fold: int, seconds: float) -> Path:
-    return work / f"{seconds:.0f}_seconds" / arm.replace(" ", "_").replace(",", "") / str(fold)
+    return work / f"{seconds:.0f}_seconds" / arm.replace(" ", "_").replace(",", "").replace("'", "") / str(fold)
 
 
 def lines_of(work: Path, seconds: float, folds: Sequence[int]) -> list[str]:
@@ -236,7 +249,14 @@ def lines_of(work: Path, seconds: float, folds: Sequence[int]) -> list[str]:
             f"{np.mean([cost['steps'] for cost in costs]):.0f} | {each.mean():.2f} ({low:.2f} to {high:.2f}) | "
             f"{dice(table[COLUMNS[1:]].sum().to_numpy(float)):.2f} | {', '.join(f'{one:.2f}' for one in each)} |"
         )
-    return lines
+    return [*lines, "", *(size_line(arm, place(work, arm, folds[0], seconds)) for arm in ARMS)]
+
+
+def size_line(arm: str, folder: Path) -> str:
+    cost = json.loads((folder / "cost.json").read_text())
+    patch, spacing = " x ".join(map(str, cost["patch"])), " x ".join(f"{mm:.3g}" for mm in cost["spacing_mm"])
+    batch = f"batches of {cost['batch']} patches of {patch} voxels of {spacing} mm"
+    return f"- {arm}: {cost['parameters'] / 1e6:.2f} million parameters, {batch}."
 
 
 def dice(counts: np.ndarray) -> Any:
@@ -264,7 +284,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     n, all_patients = len(folds), len(study.patients_of("cross_validation"))
     lines = [
         f"{all_patients} patients of the set's 51, {n} of 5 folds, {seconds:.0f} seconds of training for each way and "
-        "fold on two cores. A patient is tested once, by a network that never saw him or her; DSC on the PET's grid.",
+        "fold on two cores. A patient is tested once, by a network that never saw him or her; DSC by mtvlib on the "
+        "PET's grid.",
+        "The folds are the same. Of the patients that are not tested, mtvlib keeps one aside to choose the epoch by; "
+        "nnU-Net, which takes the last epoch, trains on all of them.",
         "",
         *lines_of(options.work, seconds, folds),
         "",

@@ -34,6 +34,7 @@ class Changes:
     removed: list[str]
     new_images: list[str]  # another PET or CT
     new_reference: list[str]
+    new_sites: list[str]  # in this version alone; empty where the one before does not tell
     moved: list[str]  # to another fold, or between cross-validation, external testing and exclusion
     parameters: dict[str, tuple[Any, Any]]  # name -> (before, now)
 
@@ -49,11 +50,17 @@ def record(study: Study) -> Path | None:
     """Keep the study's results as a new version, unless they are those of the last one; returns its file."""
     last = versions(study)[-1:]
     state = {"format": _FORMAT, "date": _today(), "commit": git_commit(), **_state(study)}
-    if last and all(last[0][name] == state[name] for name in ("summary", "patients")):
+    if last and last[0]["summary"] == state["summary"] and _same_patients(last[0]["patients"], state["patients"]):
         return None
     path = study.folder / "versions" / f"{len(versions(study)) + 1:04d}.json"
     write_json(path, state)
     return path
+
+
+def _same_patients(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """As far as the old version tells: earlier ones of this package did not keep the site."""
+    told = {name: {key: new[name].get(key) for key in old[name]} for name in new if name in old}
+    return old.keys() == new.keys() and told == old
 
 
 def _state(study: Study) -> dict[str, Any]:
@@ -72,7 +79,7 @@ def _patients(study: Study) -> dict[str, dict[str, str]]:
     for row in study.cohort.to_dict("records"):
         patient = str(row["patient"])
         hashes = {name: str(images[name].get(patient, "")) for name in _IMAGES if name in images}
-        found[patient] = hashes | {"part": _part(row)}
+        found[patient] = hashes | {"part": _part(row), "site": str(row.get("site", ""))}
     return dict(sorted(found.items()))
 
 
@@ -125,6 +132,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
         removed=[patient for patient in old if patient not in new],
         new_images=differ("pet", "ct"),
         new_reference=differ("reference"),
+        new_sites=_sites(new, old),
         moved=differ("part"),
         parameters={
             name: (before["parameters"].get(name), now["parameters"].get(name))
@@ -134,6 +142,11 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     )
 
 
+def _sites(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
+    before, now = ({one.get("site") or None for one in patients.values()} for patients in (old, new))
+    return [] if None in before else sorted(site for site in now - before if site)
+
+
 def causes(changes: Changes) -> list[str]:
     """What made the difference, as sentences for a reader; empty where only chance or the machine is left."""
     return list(filter(None, _sentences(changes)))
@@ -141,6 +154,8 @@ def causes(changes: Changes) -> list[str]:
 
 def _sentences(changes: Changes) -> Iterator[str]:
     yield _named(changes.added, "was added", "were added")
+    for site in changes.new_sites:
+        yield f"The site {site} is new."
     yield _named(changes.removed, "was taken out", "were taken out")
     yield _named(changes.new_reference, "has a new reference", "have a new reference")
     yield _named(changes.new_images, "has new images", "have new images")

@@ -121,14 +121,16 @@ def resume(training: Training, path: Path, params: Params, fold: int, basis: str
     Raises `InputError` if it is damaged or belongs to another study or fold: that is no change but a mistake.
     """
     about, tensors = read_state(path)
-    if (about["study"], about["fold"]) != (params.name, fold):
+    changed = changes(about, params, basis)
+    # A study that was renamed trains on the same patients, by the same code and parameters: it goes on.
+    renamed = about["study"] != params.name and bool(basis) and not changed
+    if about["fold"] != fold or (about["study"] != params.name and not renamed):
         raise InputError(
             f"this checkpoint belongs to study {about['study']}, fold {about['fold']}",
             file=path,
             value=f"wanted: {params.name}, fold {fold}",
             remedy="delete it to train this fold anew, or copy the right one.",
         )
-    changed = changes(about, params, basis)
     if changed:
         path.replace(path.with_name(PREVIOUS_FILE))
         say(f"resumed nothing: {'; '.join(changed)}; the earlier checkpoint is kept as {PREVIOUS_FILE}")

@@ -36,7 +36,8 @@ _LAST = torch.channels_last_3d
 def probabilities_of(network: Network | BothSides, windows: Tensor) -> Tensor:
     """Class probabilities (N, K, X, Y, Z) float32 of windows (N, C, X, Y, Z), by the fastest way there is."""
     if not _suits(network, windows):
-        return torch.softmax(network(windows).float(), 1)
+        own = windows if windows.device.type == "cpu" else windows.contiguous(memory_format=_LAST)
+        return torch.softmax(network(own).float(), 1)
     turned = _turn(windows)
     if isinstance(network, BothSides):
         mirrored = _probabilities(network.network, turned.flip(4))
@@ -75,7 +76,7 @@ def _trunk(network: Network, x: Tensor) -> Tensor:
     x = _conv(x, network.stem)
     skips = []
     for level, units in enumerate(network.encoder):
-        x = x if level == 0 else F.max_pool3d(x, 2)
+        x = x if level == 0 else _channels_last(F.max_pool3d(x, 2))
         for unit in units:  # type: ignore[attr-defined]
             x = _unit(unit, x)
         skips.append(x)
@@ -89,10 +90,14 @@ def _trunk(network: Network, x: Tensor) -> Tensor:
 
 def _turn(x: Tensor) -> Tensor:
     """(X, Y, Z) to (Z, Y, X) or back, with channels last in memory; no copy where it lies so already."""
-    x = x.permute(0, 1, 4, 3, 2).contiguous(memory_format=_LAST)
-    n, c, *sides = x.shape
-    strides = torch.empty((n, *sides, c), device="meta").permute(0, 4, 1, 2, 3).stride()
-    return x.as_strided(x.shape, strides)  # of a single image the first stride may be any, but oneDNN looks at it
+    return _channels_last(x.permute(0, 1, 4, 3, 2))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """`x` with channels last in memory, also by the strides of axes of length one, at which oneDNN looks."""
+    _, c, z, y, width = x.shape
+    strides = (z * y * width * c, 1, y * width * c, width * c, c)
+    return x.contiguous(memory_format=_LAST).as_strided(x.shape, strides)
 
 
 def _unit(unit: nn.Module, x: Tensor) -> Tensor:
@@ -154,7 +159,7 @@ def _conv(x: Tensor, conv: nn.Conv3d) -> Tensor:
     weight, padding = _turned_kernel(conv)
     if _direct():
         return _onednn(x, weight, conv.bias, padding)
-    return F.conv3d(x, weight, conv.bias, padding=padding)
+    return _channels_last(F.conv3d(x, weight, conv.bias, padding=padding))
 
 
 def _conv_onto(total: Tensor, x: Tensor, conv: nn.Conv3d) -> Tensor:
@@ -167,7 +172,7 @@ def _conv_onto(total: Tensor, x: Tensor, conv: nn.Conv3d) -> Tensor:
 
 def _conv_of_normalised(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv3d) -> Tensor:
     """The convolution (3 x 3 x 3) of the normalised and activated `x`, which is made slab by slab and never whole."""
-    slabs, affine = list(_slabs(x, _SLAB)), _scale_and_shift(_rows(x), norm)
+    slabs, affine = list(_slabs(x, _SLAB)), _scale_and_shift(x, norm)
     if len(slabs) == 1 or not _direct():
         return _conv(_activated(x, affine, torch.empty_like(x)), conv)
     weight, (_, *padding) = _turned_kernel(conv)
@@ -199,13 +204,13 @@ def _turned_kernel(conv: nn.Conv3d) -> tuple[Tensor, list[int]]:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Voxels as rows, channels as columns (N, voxels, C): a view of what lies in memory so."""
-    return x.permute(0, 2, 3, 4, 1).flatten(1, 3)
+    """Voxels as rows, channels as columns (N, voxels, C): a view; an error for a tensor that does not lie so."""
+    return x.permute(0, 2, 3, 4, 1).view(len(x), -1, x.shape[1])
 
 
 def _normalised(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """Leaky ReLU of the instance normalisation of `x`, in its own memory."""
-    return _activated(x, _scale_and_shift(_rows(x), norm), x)
+    return _activated(x, _scale_and_shift(x, norm), x)
 
 
 def _activated(x: Tensor, affine: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
@@ -216,19 +221,23 @@ def _activated(x: Tensor, affine: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
     return out
 
 
-def _scale_and_shift(rows: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
     """Of each image and channel, (N, 1, C): so that scale x + shift has mean `norm.bias` and deviation `norm.weight`.
 
-    Short sums are float32, their totals float64.
+    Of differences to a voxel in the middle: where nearly all voxels are equal, as in air, so are then nearly all of
+    these zero, and the variance is exact. Short sums are float32, their totals float64.
     """
+    rows, middle = _rows(x), tuple(side // 2 for side in x.shape[2:])
+    usual = x[:, None, :, *middle].contiguous()
     sums = rows.new_zeros((2, rows.shape[0], 1, rows.shape[2]), dtype=torch.float64)
     for part in _pieces(rows):
-        sums[0] += _sum(part)
-        sums[1] += _sum(part * part)
+        apart = part - usual
+        sums[0] += _sum(apart)
+        sums[1] += _sum(apart.mul_(apart))
     mean, square = sums / rows.shape[1]
     spread = torch.sqrt((square - mean * mean).clamp_(min=0) + norm.eps)
     scale = norm.weight / spread
-    return scale.float(), (norm.bias - mean * scale).float()
+    return scale.float(), (norm.bias - (mean + usual) * scale).float()
 
 
 def _sum(part: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mtvlib.params
@@ -113,11 +114,12 @@ def only_run(folder: Path) -> Iterator[None]:
             yield
 
 
-def _unwritable(folder: Path, error: OSError) -> InputError:
-    return InputError(
+def _unwritable(folder: Path, error: OSError) -> MtvError:
+    kind = WorkError if error.errno in (errno.ENOSPC, errno.EDQUOT) else InputError
+    return kind(
         f"the study's folder cannot be written: {error.strerror}",
         file=folder,
-        remedy="check its permissions and the disk.",
+        remedy="check its permissions and the disk, then run the same command; finished steps are kept.",
     )
 
 
@@ -179,6 +181,8 @@ def _snakemake(study: Study, cores: int, profile: Path | None, show: Show, targe
         *(() if profile else _device_limit(study)),  # a profile may send steps to other computers
         # Our own lock covers the study, and a kill must not leave Snakemake's behind.
         *("--nolock", "--rerun-incomplete", "--keep-going"),
+        # Weights too are told by their contents, not by their time, which a copy of the folder changes.
+        *("--max-checksum-file-size", "1TB"),
         *(("--profile", str(profile)) if profile else ()),
     ]
     log = study.logs / "snakemake.log"
@@ -302,6 +306,10 @@ def _failure(study: Study, log: Path) -> MtvError:
     if free_mb < FULL_DISK_MB:  # then no step can say so
         remedy = "free disk space and run the same command; finished steps are kept."
         return WorkError("the disk is full", file=study.folder, value=f"{free_mb:.1f} MB free", remedy=remedy)
+    unwritten = _refused(study.logs)
+    if unwritten:
+        remedy = "check the quota and the folder's permissions, and run the same command; finished steps are kept."
+        return WorkError(f"nothing can be written any more: {unwritten}", file=study.folder, remedy=remedy)
     text = log.read_text(encoding="utf-8", errors="replace")
     refused = cluster.refusal(text)
     if refused is not None:
@@ -309,6 +317,19 @@ def _failure(study: Study, log: Path) -> MtvError:
         return WorkError(f"Slurm refused a job: {refused.rstrip('.')}", file=log, remedy=remedy)
     tail = text.strip().splitlines()[-12:]
     return WorkError("Snakemake could not run the study: " + " | ".join(tail), file=log)
+
+
+def _refused(folder: Path) -> str | None:
+    """What the system says to a megabyte in a folder, where a quota or a server may refuse what the disk could take."""
+    probe = folder / f".{uuid.uuid4().hex[:8]}.probe"
+    try:
+        probe.write_bytes(bytes(2**20))
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+    return None
 
 
 def _main() -> None:

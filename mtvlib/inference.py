@@ -6,6 +6,7 @@ weights' sha256). Nothing is unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import mtvlib
+from mtvlib import fingerprint
 from mtvlib.classes import BACKGROUND, CLASS_NAMES
 from mtvlib.errors import InputError
 from mtvlib.execution import probabilities_of
@@ -26,7 +28,7 @@ from mtvlib.files import atomic_path, sha256, write_json, write_text
 from mtvlib.network import BothSides, Network, NetworkConfig
 from mtvlib.params import FOLDS, IMAGES, NORMALIZATION, PATCHES, PREDICTION, Params
 from mtvlib.patching import pad_axially, window_starts
-from mtvlib.prepare import load_patient
+from mtvlib.prepare import load_patient, read_record
 from mtvlib.stitching import stitched_slabs
 from mtvlib.study import Study
 from mtvlib.training import Training, training_params, use_processor
@@ -210,13 +212,14 @@ def predict_probabilities(
     stitching each network's map and averaging. Volumes shorter than a window are padded, and cut again. Small windows
     go through the networks several at once, since each call has a cost of its own.
     """
-    slabs = _slabs(predictor(networks), networks, inputs, depth, stride)
-    return np.concatenate([_by_slices(slab) for _, slab in slabs]).transpose(1, 3, 2, 0)
-
-
-def _by_slices(slab: np.ndarray) -> np.ndarray:
-    """(K, x, y, z) to (z, K, y, x), the order of the slices in memory."""
-    return slab.transpose(3, 0, 2, 1)
+    *sides, length = inputs.shape[1:]
+    whole: np.ndarray | None = None
+    for first, slab in _slabs(predictor(networks), networks, inputs, depth, stride):
+        if whole is None:
+            whole = np.empty((length, len(slab), *sides[::-1]), np.float32).transpose(1, 3, 2, 0)  # slice after slice
+        whole[..., first : first + slab.shape[-1]] = slab
+    assert whole is not None
+    return whole
 
 
 def predict_with_each(
@@ -312,17 +315,54 @@ def predict_patients(
     Beside each label map stay the probability of a lesion (`predictions/probability/`, `quantised_lesion_probability`)
     and, of several models, who of them calls a voxel a lesion (`predictions/votes/`, `votes`). `index` is written last:
     a table of patient, sha256 of the files (empty for none) and number of models, so that what depends on them can
-    tell whether they changed. Returns it.
+    tell whether they changed. Returns it. A patient whose maps were made by the same weights and code from the same
+    images keeps them; `predictions/made/` says what they were made from.
     """
     check_preprocessing(models, study.params)
     use_processor(study.params.threads)
-    rows = []
+    rows, code = [], fingerprint.of_modules([__name__])
     for number, patient in enumerate(patients, start=1):
-        rows.append(_predict_into([model.network for model in models], study, patient))
+        made_from = _made_from(models, study, patient, code)
+        row = _kept(study, patient, made_from)
+        if row is None:
+            row = _predict_into([model.network for model in models], study, patient)
+            write_json(_made(study, patient), {"from": made_from, "row": row})
+        rows.append(row)
         say(f"patient {number} of {len(patients)} delineated")
     table = pd.DataFrame(rows, columns=INDEX_COLUMNS)
     write_text(index, table.to_csv(index=False))
     return table
+
+
+def _made(study: Study, patient: str) -> Path:
+    return study.predictions / "made" / f"{patient}.json"
+
+
+def _made_from(models: Sequence[Model], study: Study, patient: str, code: str) -> str:
+    """Hash of all that a patient's maps follow from; '' where a model does not say which weights it has."""
+    weights = [model.about.get("sha256", {}).get(WEIGHTS_FILE) for model in models]
+    if not all(weights):
+        return ""
+    prepared = read_record(study.volumes, patient)
+    images = {name: source["sha256"] for name, source in prepared["sources"].items() if name != "reference"}
+    kinds = [str(next(model.network.parameters()).device.type) for model in models]
+    values = study.params.part((*PREPROCESSING, *PREDICTION, "threads"))
+    parts = [code, torch.__version__, weights, kinds, images, prepared["params"], prepared["code"], values]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _kept(study: Study, patient: str, made_from: str) -> dict[str, Any] | None:
+    """The row of the index of a patient whose maps lie there, whole and made from the same; else None."""
+    try:
+        found = json.loads(_made(study, patient).read_text(encoding="utf-8"))
+        same, row = found["from"] == made_from != "", {name: found["row"][name] for name in INDEX_COLUMNS}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    columns = {"labels": "sha256", "probability": "probability_sha256", "votes": "votes_sha256"}
+    paths = study.prediction_paths(patient)
+    wanted = {paths[name]: row[column] for name, column in columns.items() if row[column]}
+    whole = all(path.exists() and sha256(path) == digest for path, digest in wanted.items())
+    return row if same and whole and row["sha256"] else None
 
 
 def _predict_into(networks: Sequence[Network | BothSides], study: Study, patient: str) -> dict[str, Any]:

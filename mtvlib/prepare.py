@@ -319,6 +319,11 @@ def normalise_ct(hu: np.ndarray, params: Params) -> np.ndarray:
     return np.clip((hu.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
 
 
+def read_record(folder: str | Path, patient: str) -> dict[str, Any]:
+    """What `prepare_patient` wrote about a patient below `folder`. Raises `InputError` if it is missing or damaged."""
+    return _record(Path(folder) / patient / RECORD, patient)
+
+
 def _record(path: Path, patient: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ two contradicting orientations it picks one.
 
 from __future__ import annotations
 
+import gzip
 import io
 import math
 import zlib
@@ -14,11 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from isal import isal_zlib
 from scipy import ndimage
 
 from mtvlib.errors import InputError
@@ -32,6 +34,8 @@ _CONVERT_AGAIN = "convert the series from DICOM again (dcm2niix, SimpleITK or `m
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MOST_BYTES, _SLACK_BYTES = 2**32, 2**24  # of an unpacked file; what may follow the voxels
 _NEARLY = 1e-4  # of a probability: far above what rounding can turn
+_ISAL_ERROR = cast("type[Exception]", isal_zlib.error)  # its stub calls it an instance
+_DAMAGED = (EOFError, _ISAL_ERROR, zlib.error, gzip.BadGzipFile)
 _GZIP = 31  # zlib's name for a gzip header, the largest window and the checksum at the end
 _SLAB = 32  # slices at once on an original grid: bounds the memory on a 512 x 512 CT
 
@@ -241,7 +245,7 @@ def _bytes(path: Path) -> bytes:
         return _unpacked(raw) if path.suffix == ".gz" else raw
     except FileNotFoundError:
         raise InputError("there is no such file", remedy="correct the path or put the file there.") from None
-    except (EOFError, zlib.error) as error:
+    except _DAMAGED as error:
         raise InputError(f"is truncated or damaged ({error})", remedy="copy the file again.") from None
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror or error})", remedy="check its permissions.") from None
@@ -250,21 +254,29 @@ def _bytes(path: Path) -> bytes:
 def _unpacked(packed: bytes) -> bytes:
     """The contents of a gzip file, to its end; one that holds far more than its header tells is refused.
 
-    In one call for each of the file's parts, nearly always a single one: `gzip.GzipFile` takes twice as long.
+    In one call of ISA-L for the file's first part, nearly always its only one: `gzip.GzipFile` takes twice as
+    long. What follows it is left to that, which knows parts and zeros that fill a file up.
     """
-    start = zlib.decompressobj(_GZIP).decompress(packed, nib.Nifti2Header.sizeof_hdr)
+    if not packed.startswith(b"\x1f\x8b"):
+        raise gzip.BadGzipFile(f"Not a gzipped file ({packed[:2]!r})")
+    start, _ = _first_part(packed, nib.Nifti2Header.sizeof_hdr)
     most = min(_told_bytes(start) + _SLACK_BYTES, _MOST_BYTES)
-    parts, left, rest = [], most + 1, packed
-    while rest and left:
-        part = zlib.decompressobj(_GZIP)
-        parts.append(part.decompress(rest, left))
-        left -= len(parts[-1])
-        if not part.eof and left:
-            raise EOFError("it ends before the end of the compressed data")
-        rest = part.unused_data.lstrip(b"\0")  # a file may be filled up with zeros
-    if not left:
+    raw, part = _first_part(packed, most + 1)
+    if part.unused_data.strip(b"\0"):
+        with gzip.GzipFile(fileobj=io.BytesIO(part.unused_data)) as rest:
+            raw += rest.read(most + 1 - len(raw))
+    if len(raw) > most:
         raise InputError("unpacks to far more than an image holds", value=f"more than {most} bytes")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return raw
+
+
+def _first_part(packed: bytes, most: int) -> tuple[bytes, Any]:
+    """Up to so many bytes of a gzip file's first part, and what unpacked them."""
+    part = isal_zlib.decompressobj(_GZIP)
+    raw = part.decompress(packed, most)
+    if len(raw) < most and not part.eof:
+        raise EOFError("it ends before the end of the compressed data")
+    return raw, part
 
 
 def _told_bytes(start: bytes) -> int:

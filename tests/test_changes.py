@@ -82,6 +82,27 @@ def test_each_kind_of_difference_is_told_apart(study, monkeypatch):
     ]
 
 
+def test_a_new_site_is_told_and_an_earlier_version_without_sites_is_no_change(study):
+    path = changes.record(study)
+    kept = json.loads(path.read_text())
+    for one in kept["patients"].values():
+        del one["site"]
+    path.write_text(json.dumps(kept))
+    assert changes.record(again(study)) is None
+    path.unlink()
+
+    def with_sites(*sites):
+        cohort = again(study).cohort.assign(site=sites)
+        study.write_cohort(cohort)
+        return changes.record(again(study))
+
+    with_sites("Berlin", "Berlin", "Kiel")
+    with_sites("Berlin", "Bern", "Kiel")
+    found = changes.since_last_version(again(study))
+    assert found.new_sites == ["Bern"]
+    assert changes.causes(found) == ["The site Bern is new."]
+
+
 def test_a_changed_parameter_is_told_with_both_values(study):
     changes.record(study)
     other = Study(study.params.model_copy(update={"epochs": 10, "threads": 7}))

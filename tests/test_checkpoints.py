@@ -164,6 +164,15 @@ def test_a_pickle_in_place_of_a_checkpoint_is_not_opened(tmp_path):
     assert not (tmp_path / "opened").exists()
 
 
+def test_a_renamed_study_goes_on(tmp_path):
+    one, two = (PARAMS.model_copy(update={"epochs": epochs}) for epochs in (1, 2))
+    train_fold(TRAIN, VALIDATION, one, 0, tmp_path, basis="the same")
+    said = []
+    renamed = two.model_copy(update={"name": "another"})
+    train_fold(TRAIN, VALIDATION, renamed, 0, tmp_path, basis="the same", say=said.append)
+    assert said == ["resumed after epoch 1"]
+
+
 def test_a_foreign_checkpoint_is_refused(tmp_path):
     train_fold(TRAIN, VALIDATION, PARAMS.model_copy(update={"epochs": 1}), 0, tmp_path)
     with pytest.raises(InputError, match="belongs to study paper, fold 0"):

@@ -1,13 +1,18 @@
 """The fast way through the network against `Network.forward` in double precision, which is slow but right."""
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from mtvlib import execution
 from mtvlib.network import BothSides, NetworkConfig, build
+from mtvlib.params import read
+from mtvlib.training import network_config
 
+STUDIES = Path(__file__).resolve().parents[1] / "params"
 SMALL = NetworkConfig(patch_shape=(16, 24, 8), filters=(4, 8, 16), units_per_level=(1, 2, 3), attention_heads=2)
 
 
@@ -46,6 +51,39 @@ def test_probabilities_are_those_of_the_network(config):
     assert found.shape == (2, config.classes, *config.patch_shape)
     assert (found.std(), found.max()) > (0.1, 0.9)  # it matters
     torch.testing.assert_close(found.double(), exact(network, inputs), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("study", ["paper", "demo", "modern"])
+def test_the_networks_of_the_studies_are_as_exact_as_by_themselves(study):
+    """In shorter windows: these logits are far apart, so that rounding shows, here as in `Network.forward`."""
+    config = replace(network_config(read(STUDIES / f"{study}.yml")), patch_shape=(32, 32, 32))
+    network, inputs = decided(config), windows(config, 1)
+    with torch.no_grad():
+        found, own = execution.probabilities_of(network, inputs), torch.softmax(network(inputs), 1)
+    right = exact(network, inputs)
+    assert (found.std(), found.max()) > (0.1, 0.9)
+    assert (found - own).abs().max() < 1e-4
+    assert (found - right).abs().max() < max(1e-5, 3 * (own - right).abs().max())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(2, 1, 1), (1, 6, 1), (5, 3, 1), (3, 5, 7)])
+def test_odd_shapes_and_any_order_in_memory(shape, threads):
+    """The bottom has this shape; one channel and one slice have no order of their own in memory."""
+    side = tuple(2 * voxels for voxels in shape)
+    config = NetworkConfig(in_channels=1, patch_shape=side, filters=(1, 4), units_per_level=1, attention_heads=2)
+    network, inputs = decided(config), windows(config)
+    orders = [inputs, inputs.permute(4, 3, 2, 0, 1).contiguous().permute(3, 4, 2, 1, 0)]
+    orders.append(inputs.contiguous(memory_format=torch.channels_last_3d))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            found = [execution.probabilities_of(network, one) for one in orders]
+    finally:
+        torch.set_num_threads(before)
+    for one in found:
+        torch.testing.assert_close(one.double(), exact(network, inputs), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("direct", [True, False])
@@ -108,10 +146,10 @@ def test_where_it_does_not_fit_the_network_computes_itself(monkeypatch, why):
         torch.testing.assert_close(found, torch.softmax(network(inputs).float(), 1))
 
 
-def test_a_constant_window_gives_no_nan():
-    """Air: all of a channel's voxels are equal but at the edges, and its variance may round to less than nothing."""
-    network = decided(SMALL)
+@pytest.mark.parametrize("value", [0.0, 1.0, 1000.0])
+def test_a_constant_window_is_as_exact_as_any(value):
+    """Air: a channel's voxels are equal but at the edges, where a mean of squares less a squared mean rounds badly."""
+    network, inputs = decided(SMALL), torch.full((1, 2, *SMALL.patch_shape), value)
     with torch.no_grad():
-        for value in (0.0, 1.0, 1000.0):
-            found = execution.probabilities_of(network, torch.full((1, 2, *SMALL.patch_shape), value))
-            torch.testing.assert_close(found.sum(1), torch.ones(1, *SMALL.patch_shape))
+        found = execution.probabilities_of(network, inputs)
+    torch.testing.assert_close(found.double(), exact(network, inputs), atol=2e-5, rtol=0)

@@ -1,17 +1,20 @@
+import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import time
 from collections import namedtuple
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
-from mtvlib import flow, lease
+from mtvlib import flow, lease, status
 from mtvlib.cohort import assign_folds, read_cohort, relative_paths
 from mtvlib.errors import InputError, WorkError
 from mtvlib.params import Params, read
@@ -394,3 +397,50 @@ def test_a_full_disk_is_the_cause_when_nobody_could_write_it_down(failed, monkey
     error = flow._failure(failed, failed.logs / "snakemake.log")
     assert str(error).startswith(f"file {failed.folder}: the disk is full (found: 0.0 MB free)")
     assert error.exit_code == 1
+
+
+def test_a_quota_is_the_cause_though_the_disk_has_room(failed):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        error = flow._failure(failed, failed.logs / "snakemake.log")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "nothing can be written any more: File too large. Remedy: check the quota" in str(error)
+    assert error.exit_code == 1
+    assert [path.name for path in failed.logs.iterdir()] == ["snakemake.log"]
+
+
+def test_a_read_only_folder_is_said_and_the_run_goes_on_when_it_is_no_more(here):
+    """A real one, mounted read-only, since nothing keeps root from writing elsewhere."""
+    study = run()
+    try:
+        for options in (["--bind", study.folder], ["-o", "remount,ro,bind"]):
+            subprocess.run(["mount", *options, study.folder], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        subprocess.run(["umount", study.folder], capture_output=True, check=False)
+        pytest.skip("nothing can be mounted here")
+    try:
+        with pytest.raises(InputError, match="studies/x: the study's folder cannot be written: Read-only file system"):
+            run()
+        assert status.look(study.folder).state == "stopped"  # can be looked at all the same
+    finally:
+        subprocess.run(["umount", study.folder], check=True)
+    run()
+
+
+@pytest.mark.parametrize("step", ["lease", "record", "params"])
+def test_a_disk_that_is_full_from_the_beginning_is_said(here, monkeypatch, step):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if step == "lease":
+        monkeypatch.setattr(lease, "_create", full)
+    else:
+        names = {"record": status.RUN, "params": "params.yml"}
+        really = os.replace
+        monkeypatch.setattr(os, "replace", lambda a, b: full() if Path(b).name == names[step] else really(a, b))
+    with pytest.raises(WorkError, match=r"No space left on device.*then run the same command"):
+        run()
+    monkeypatch.undo()
+    assert not (here / "studies" / "x" / ".lease").exists()

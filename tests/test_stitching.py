@@ -1,7 +1,10 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from mtvlib import stitching
 from mtvlib.patching import window_starts
 from mtvlib.stitching import gaussian_window, stitch, stitched_slabs
 
@@ -117,3 +120,40 @@ def test_windows_of_air_are_predicted_once_and_nothing_changes(at_once):
     expected = plainly(network, inputs, 8, starts)
     torch.testing.assert_close(found, expected)
     assert at_once > 1 or torch.equal(found, expected)
+
+
+def test_accumulators_do_not_grow_with_the_volume(monkeypatch):
+    """Counted, not timed: what is allocated for sums and weights, and how much is handed out at once."""
+
+    def numbers(length):
+        made = []
+
+        def counting(*shape, device):
+            made.append(math.prod(shape))
+            return by_slices(*shape, device=device)
+
+        monkeypatch.setattr(stitching, "_by_slices", counting)
+        inputs = torch.rand(1, 6, 5, length)
+        slabs = stitched_slabs(lambda x: torch.ones(len(x), 3, 6, 5, 8), inputs, 8, window_starts(length, 8, 2))
+        assert max(slab.shape[-1] for _, slab in slabs) <= 8
+        return sum(made)
+
+    by_slices = stitching._by_slices
+    assert numbers(16) == numbers(400) == (1 + 1 + 3) * 6 * 5 * 8  # a window's weights, their sum, three classes' sums
+
+
+@torch.inference_mode()
+def test_a_window_that_varies_in_one_voxel_or_one_channel_is_no_air():
+    network = torch.nn.Conv3d(2, 3, 3, padding=1)
+    for channel, z in ((0, 0), (1, 7), (1, 19)):
+        inputs = torch.zeros(2, 6, 6, 20)
+        inputs[channel, 3, 1, z] = 1
+        expected = plainly(network, inputs, 8, [0, 4, 8, 12])
+        assert torch.equal(stitch(network, inputs, 8, [0, 4, 8, 12]), expected)
+
+
+@torch.inference_mode()
+def test_flat_slices_of_different_values_are_no_air():
+    network = torch.nn.Conv3d(1, 3, 3, padding=1)
+    inputs = torch.arange(20.0).expand(1, 6, 6, 20)
+    assert torch.equal(stitch(network, inputs, 8, [0, 4, 8, 12]), plainly(network, inputs, 8, [0, 4, 8, 12]))

@@ -232,6 +232,35 @@ def test_predicting_again_writes_the_same_bytes(study, models):
     assert pd.read_csv(index)["sha256"].tolist() == first["sha256"].tolist()
 
 
+def test_a_patient_keeps_the_maps_that_the_same_weights_made_from_the_same_images(study, models):
+    """And no others: not with other weights, nor a damaged map, nor another PET."""
+    index, said = study.predictions / "external.csv", {"sha256": {inference.WEIGHTS_FILE: "aa"}}
+    known = [inference.Model(model.network, model.about | said) for model in models]
+    other = [
+        inference.Model(model.network, model.about | {"sha256": {inference.WEIGHTS_FILE: "b"}}) for model in models
+    ]
+
+    def made_anew(by):
+        before = {patient: study.prediction_path(patient).stat().st_ino for patient in ("P3", "P4")}
+        row = inference.predict_patients(by, study, ["P3", "P4"], index)
+        assert row["sha256"].tolist() == first["sha256"].tolist()
+        return [patient for patient, inode in before.items() if study.prediction_path(patient).stat().st_ino != inode]
+
+    first = inference.predict_patients(known, study, ["P3", "P4"], index)
+    assert made_anew(known) == []
+    study.prediction_paths("P4")["votes"].write_bytes(b"half")
+    assert made_anew(known) == ["P4"]
+    record = study.volumes / "P3" / "prepared.json"
+    values = json.loads(record.read_text())
+    values["sources"]["reference"]["sha256"] = "another mask"  # the network does not see it
+    record.write_text(json.dumps(values))
+    assert made_anew(known) == []
+    values["sources"]["pet"]["sha256"] = "another PET"
+    record.write_text(json.dumps(values))
+    assert made_anew(known) == ["P3"]
+    assert made_anew(other) == ["P3", "P4"]
+
+
 def test_identical_models_do_not_disagree(study, models):
     inference.predict_patients([models[0]] * 3, study, ["P3", "P4"], study.predictions / "external.csv")
     inference.predict_patients(models[:1], study, ["P0", "P1", "P2"], study.folder / "folds" / "0" / "predicted.csv")

@@ -215,6 +215,8 @@ def test_a_gzip_file_of_several_parts_filled_up_with_zeros_is_read_to_its_end(tm
     parts = gzip.compress(plain[:500]) + gzip.compress(plain[500:])
     path.write_bytes(parts + bytes(512))
     np.testing.assert_array_equal(to_array(read_image(path)), array)
+    path.write_bytes(gzip.compress(plain) + bytes(512))
+    np.testing.assert_array_equal(to_array(read_image(path)), array)
     for wrong in (parts + b"more", parts[:-20]):
         path.write_bytes(wrong)
         with pytest.raises(InputError, match="truncated or damaged"):
@@ -233,6 +235,7 @@ def test_truncated_damaged_foreign_and_missing_files_are_refused(tmp_path):
         "flipped.nii.gz": bytes(flipped),
         "text.nii": b"hello",
         "empty.nii": b"",
+        "empty.nii.gz": b"",
         "text.nii.gz": b"hello",
         "a.mha": plain,
     }
