@@ -84,7 +84,8 @@ def test_lost_jobs_and_a_lost_controller_change_no_number(place, slurm, finished
 
     states = {job["job"]: job["state"] for job in slurm.jobs()}
     tries = {step: json.loads((jobs / f"{step}.json").read_text()) for step in ("2_train_fold_0", "evaluation")}
-    assert [states[job["job"]] for job in tries["2_train_fold_0"]] == ["FAILED", "COMPLETED"]
+    ends = [states[job["job"]] for job in tries["2_train_fold_0"]]
+    assert ends in (["CANCELLED", "COMPLETED"], ["FAILED", "COMPLETED"])
     assert [states[job["job"]] for job in tries["evaluation"]] == ["FAILED", "COMPLETED"]
     assert {job["node"] for job in slurm.jobs() if "train_fold" in job["rule"]} == {"node1", "node2"}
 
