@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv-peers/.ready
 
-.PHONY: docs demo test report lab bench bench-gpu ablations lint clean
+.PHONY: docs demo test report lab bench bench-gpu bench-sts ablations lint clean
 
 demo: $(READY)
 	$(BIN)/mtv phantom --patients 60 --external 12 --out cohorts/demo --seed 2023
@@ -34,7 +34,7 @@ lint: $(READY)
 	$(BIN)/mypy mtvlib
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
-# Side by side with peers, which get an environment of their own; about three quarters of an hour. Close other programs before.
+# Side by side with peers, which get an environment of their own; about an hour. Close other programs before.
 bench: $(READY) $(PEERS)
 	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.import_dicom
@@ -46,10 +46,17 @@ bench: $(READY) $(PEERS)
 	$(BIN)/python -m benchmarks.reading
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.training --quick
+	$(BIN)/python -m benchmarks.inference
+	$(BIN)/python -m benchmarks.prepare
 
 # The same on a computer with a graphics card: what only it can show.
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.training --device cuda
+	$(BIN)/python -m benchmarks.inference --device cuda
+
+# Real images (../shared/data/sts) through both of our protocols and nnU-Net; about 35 minutes on two idle cores, resumed after a kill.
+bench-sts: $(READY) $(PEERS)
+	$(BIN)/python -m benchmarks.sts --minutes 9
 
 # What each part of the improved training brings, on synthetic patients; about 40 minutes on two idle cores.
 ablations: $(READY)

@@ -77,6 +77,27 @@ rule cohort:
         "{STEP} 1_cohort >> {log} 2>&1"
 
 
+# Asked for on a cluster alone, before the rest, and nobody's input: the graph is the same everywhere.
+rule prepare:
+    output:
+        "batches/1_prepare_{part}_of_{parts}.txt",
+    wildcard_constraints:
+        part=r"\d+",
+        parts=r"\d+",
+    params:
+        code=steps.code_fingerprint("1_prepare_0_of_1"),
+        values=PARAMS.part(("seed", *params.IMAGES, *params.FOLDS)),
+        source=SOURCE,
+    threads: PARAMS.threads
+    resources:
+        mem_mb=asks("mem_mb", "1_prepare_{part}_of_{parts}"),
+        runtime=asks("minutes", "1_prepare_{part}_of_{parts}"),
+    log:
+        "logs/1_prepare_{part}_of_{parts}.log",
+    shell:
+        "{STEP} 1_prepare_{wildcards.part}_of_{wildcards.parts} >> {log} 2>&1"
+
+
 rule train_fold:
     input:
         "cohort.csv",

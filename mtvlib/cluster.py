@@ -24,10 +24,10 @@ import yaml
 
 from mtvlib.errors import InputError
 from mtvlib.files import write_json
-from mtvlib.graph import step_names
 from mtvlib.study import Study
 
 JOBS = "jobs"  # in the folder of logs
+PATIENTS_PER_JOB = 50  # a job's start takes as long as one or two of them
 TRAIN_RETRIES = 30  # training makes progress in each job, however short
 _ENDED = (
     "BOOT_FAIL",
@@ -60,11 +60,24 @@ def _settings(profile: Path | None) -> dict[str, Any]:
     file = next((file for file in files if file.exists()), None)
     if file is None:
         raise InputError("the profile has no config.yaml", file=profile, remedy="copy profiles/slurm and change it.")
+    return _read(file)
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"the profile cannot be read ({' '.join(str(error).split())})", file=file) from None
     return values if isinstance(values, dict) else {}
+
+
+def batches(profile: Path, patients: int) -> int:
+    """Jobs over which the preparation is spread: `patients_per_job` of the profile's own file mtv.yaml in each."""
+    file = profile / "mtv.yaml" if profile.is_dir() else profile.with_name("mtv.yaml")
+    each = _read(file).get("patients_per_job", PATIENTS_PER_JOB) if file.exists() else PATIENTS_PER_JOB
+    if not isinstance(each, int) or each < 1:
+        raise InputError("patients_per_job must be a number from 1 on", file=file, value=each)
+    return -(-patients // each)
 
 
 def arguments(executor: str, profile: Path, study: Study) -> list[str]:
@@ -78,21 +91,23 @@ def arguments(executor: str, profile: Path, study: Study) -> list[str]:
 
 
 def options(executor: str, profile: Path) -> dict[str, int]:
-    """What the Snakefile has to know: retries of a training, most minutes of a job, whether the cluster has GPUs."""
+    """What the Snakefile has to know: retries of a training, most minutes and MB of a job, whether there are GPUs."""
     found = {"train_retries": TRAIN_RETRIES}
     if executor == "slurm":
         default = _settings(profile).get("default-resources")
         partition = default.get("slurm_partition") if isinstance(default, dict) else None
-        found |= _limits(_say("sinfo", "-h", "-o", "%P|%l|%G"), partition)
+        found |= _limits(_say("sinfo", "-h", "-N", "-o", "%P|%l|%G|%m"), partition)
     return found
 
 
 def _limits(nodes: str, partition: str | None) -> dict[str, int]:
-    """From lines `partition|time limit|generic resources` of sinfo, the default partition marked by `*`."""
-    rows = [line.split("|") for line in nodes.splitlines() if line.count("|") == 2]
+    """From lines `partition|time limit|generic resources|MB` of sinfo, one a node, the default partition marked by `*`."""
+    rows = [line.split("|") for line in nodes.splitlines() if line.count("|") == 3]
     mine = [row for row in rows if row[0].rstrip("*") == partition or (partition is None and row[0].endswith("*"))]
     minutes = [found for row in mine if (found := minutes_of(row[1])) is not None]
     limit = {"most_minutes": min(minutes)} if minutes else {}
+    memory = [int(found) for row in mine if (found := row[3].strip("+ ")).isdecimal()]
+    limit |= {"most_mb": max(memory)} if memory else {}
     return limit | ({"gpus": int(any("gpu" in row[2] for row in rows))} if rows else {})
 
 
@@ -149,6 +164,12 @@ def cancel(log: Path) -> None:
         _run("scancel", "--name", run)
 
 
+def refusal(text: str) -> str | None:
+    """Why Slurm has refused a job, from Snakemake's log; None if it has not."""
+    found = re.search(r"SLURM sbatch failed\. The error message was '(.*?)'\.\n", text, re.DOTALL)
+    return " ".join(found.group(1).replace("sbatch: error: ", "").split()) if found else None
+
+
 # --- in a job
 
 
@@ -159,7 +180,8 @@ def recorded(logs: Path, step: str) -> Iterator[dict[str, Any]]:
     Outside of Slurm the record is kept in memory only. A killed job leaves its beginning, see `gather`.
     """
     job = os.environ.get("SLURM_JOB_ID", "")
-    record: dict[str, Any] = {"job": job, "began": round(time.time(), 1)}
+    began = time.time()
+    record: dict[str, Any] = {"job": job, "began": round(began, 1)}
     record["cpus"] = _number("SLURM_CPUS_ON_NODE")
     cards = os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("SLURM_GPUS", "")
     record["gpus"] = int(cards) if cards.isdecimal() else 0
@@ -171,7 +193,7 @@ def recorded(logs: Path, step: str) -> Iterator[dict[str, Any]]:
         yield record
         record["done"] = True
     finally:
-        record |= usage() | {"seconds": round(time.time() - record["began"], 1)}
+        record |= usage() | {"seconds": round(time.time() - began, 1)}
         if job:
             write_json(path, [*before, record])
 
@@ -250,7 +272,7 @@ def _of_controller(text: str) -> dict[str, Any]:
 
 def gather(study: Study) -> None:
     """Add to the study's jobs what Slurm knows of those that have ended; what they have told themselves stays."""
-    for step in step_names(study.params.folds):
+    for step in sorted(path.stem for path in (study.logs / JOBS).glob("*.json")):
         jobs = read_jobs(study.logs, step)
         unknown = [job for job in jobs if "state" not in job]
         for job in unknown:

@@ -293,7 +293,7 @@ def _check_files(table: pd.DataFrame, folder: Path) -> Iterator[Finding]:
 
 
 def _file_problem(value: str, folder: Path) -> tuple[str, str, str] | None:
-    """Code, message and remedy if this path may not be read or is not there."""
+    """Code, message and remedy if this path may not be read or is not there; `folder` without links in it."""
     if not value:
         return "missing_file", "is empty", "give the path of the PET, or exclude the patient."
     if "\\" in value or "\0" in value or PureWindowsPath(value).drive:
@@ -302,7 +302,7 @@ def _file_problem(value: str, folder: Path) -> tuple[str, str, str] | None:
     if value.startswith("/"):
         return "absolute_path", "is an absolute path", inside
     try:
-        outside = not (folder / value).resolve().is_relative_to(folder.resolve())
+        outside = not (folder / value).resolve().is_relative_to(folder)
     except (OSError, RuntimeError):  # a link to itself
         return "missing_file", "cannot be followed", "replace the link by the file."
     if outside:

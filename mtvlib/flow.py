@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from mtvlib import cluster, devices, lease, status
 from mtvlib.cohort import FILES, read_cohort
 from mtvlib.errors import InputError, MtvError, WorkError
 from mtvlib.files import read_table
+from mtvlib.graph import PREPARE
 from mtvlib.prepare import OVERVIEW, RECORD
 from mtvlib.steps import RUN, TRAIN_FOLD, devices_of, die_with_parent, project_root
 from mtvlib.study import VIEWER_INDEX, Study, check_folder
@@ -51,15 +52,27 @@ def run_study(
     params = mtvlib.params.read(params_file)
     params = params.model_copy(update={"device": device} if device else {})
     study, chosen = Study(params), _profile(profile) if profile else None
-    read_cohort(study.source, params)
+    patients = len(read_cohort(study.source, params))
     check_folder(study.folder)
     if resume:
         check_resumable(study)
     with only_run(study.folder), status.recorded(study.folder, command or f"mtv run {params_file}"):
         mtvlib.params.write(params, study.folder / "params.yml")
         forget_lost_files(study)
+        batches = _batches(study, chosen, patients)
+        if batches:
+            _snakemake(study, 1, chosen, show, batches)
         _snakemake(study, cores or os.cpu_count() or 1, chosen, show)
     return study
+
+
+def _batches(study: Study, profile: Path | None, patients: int) -> list[str]:
+    """What a cluster makes before the rest, so that step 1 finds its patients prepared; none where they already are."""
+    if profile is None or cluster.executor_of(profile) is None:
+        return []
+    number, folder = cluster.batches(profile, patients), study.folder / "batches"
+    needed = number > 1 and (folder.exists() or not (study.volumes / "prepared.csv").exists())
+    return [f"batches/{PREPARE}_{part}_of_{number}.txt" for part in range(number if needed else 0)]
 
 
 def check_resumable(study: Study) -> None:
@@ -158,10 +171,10 @@ def _named_files(study: Study, index: Path) -> Iterator[Path]:
             yield from (study.volumes / row["patient"] / f"{name}.nii" for name in FILES if isinstance(row[name], str))
 
 
-def _snakemake(study: Study, cores: int, profile: Path | None, show: Show) -> None:
+def _snakemake(study: Study, cores: int, profile: Path | None, show: Show, targets: Sequence[str] = ()) -> None:
     executor = cluster.executor_of(profile)
     command = [
-        *(sys.executable, "-m", "mtvlib.flow"),
+        *(sys.executable, "-m", "mtvlib.flow", *targets),
         *("--snakefile", str(project_root() / "Snakefile")),
         *("--directory", str(study.folder)),
         *_where(study, cores, executor, profile),
@@ -250,7 +263,8 @@ class Watcher:
         """Number of steps that this run has to do, from Snakemake's table of jobs; the target is not a step."""
         text = (self.logs / "snakemake.log").read_text(encoding="utf-8", errors="replace")
         found = re.search(r"^total\s+(\d+)$", text, re.MULTILINE)
-        return int(found.group(1)) - 1 if found else None
+        target = re.search(r"^all\s+1$", text, re.MULTILINE) is not None
+        return int(found.group(1)) - target if found else None
 
     def look(self) -> None:
         for path in sorted(self.logs.glob("*.log"), key=lambda path: path.stat().st_mtime):
@@ -292,11 +306,16 @@ def _failure(study: Study, log: Path) -> MtvError:
     if free_mb < FULL_DISK_MB:  # then no step can say so
         remedy = "free disk space and run the same command; finished steps are kept."
         return WorkError("the disk is full", file=study.folder, value=f"{free_mb:.1f} MB free", remedy=remedy)
-    refused = _refused(study.logs)
-    if refused:
+    unwritten = _refused(study.logs)
+    if unwritten:
         remedy = "check the quota and the folder's permissions, and run the same command; finished steps are kept."
-        return WorkError(f"nothing can be written any more: {refused}", file=study.folder, remedy=remedy)
-    tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-12:]
+        return WorkError(f"nothing can be written any more: {unwritten}", file=study.folder, remedy=remedy)
+    text = log.read_text(encoding="utf-8", errors="replace")
+    refused = cluster.refusal(text)
+    if refused is not None:
+        remedy = "change what is asked for in a copy of the profile (docs/cluster.md); finished steps are kept."
+        return WorkError(f"Slurm refused a job: {refused.rstrip('.')}", file=log, remedy=remedy)
+    tail = text.strip().splitlines()[-12:]
     return WorkError("Snakemake could not run the study: " + " | ".join(tail), file=log)
 
 

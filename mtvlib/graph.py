@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 CHAPTERS = (
     *("4_delineation", "5_classification", "6_lesions", "7_survival", "8_cases", "9_trust"),
     "10_corrections",
@@ -9,6 +11,7 @@ CHAPTERS = (
 TRAIN_FOLD = "2_train_fold"
 MODULES = {"evaluation": "mtvlib.evaluation", "manifest": "mtvlib.changes"}  # steps that are no notebooks
 _PRODUCTS = {"evaluation": "results/summary.json", "manifest": "manifest.json"}
+PREPARE = "1_prepare"  # on a cluster: a batch of patients, before 1_cohort, which then finds them done
 _RULES = {"1_cohort": "cohort", "3_external_testing": "external_testing"}
 
 
@@ -29,6 +32,12 @@ def notebook_of(step: str) -> tuple[str, dict[str, int]]:
     return (TRAIN_FOLD, {"fold": int(number)}) if name == TRAIN_FOLD else (step, {})
 
 
+def part_of(step: str) -> tuple[int, int] | None:
+    """Number of a batch and of all batches of the preparation, from `1_prepare_0_of_3`; None for another step."""
+    found = re.fullmatch(rf"{PREPARE}_(\d+)_of_(\d+)", step)
+    return (int(found.group(1)), int(found.group(2))) if found else None
+
+
 def product_of(step: str) -> str:
     """The file, relative to the study's folder, without which a step is not done."""
     return _PRODUCTS.get(step, f"notebooks/{step}.ipynb")
@@ -38,4 +47,6 @@ def rule_of(step: str) -> str:
     """The step's rule in the Snakefile."""
     if step in CHAPTERS:
         return "chapter"
+    if part_of(step):
+        return "prepare"
     return "train_fold" if notebook_of(step)[1] else _RULES.get(step, step)

@@ -23,19 +23,22 @@ import mtvlib
 from mtvlib import fingerprint
 from mtvlib.classes import BACKGROUND, CLASS_NAMES
 from mtvlib.errors import InputError
+from mtvlib.execution import probabilities_of
 from mtvlib.files import atomic_path, sha256, write_json, write_text
 from mtvlib.network import BothSides, Network, NetworkConfig
 from mtvlib.params import FOLDS, IMAGES, NORMALIZATION, PATCHES, PREDICTION, Params
 from mtvlib.patching import pad_axially, window_starts
 from mtvlib.prepare import load_patient, read_record
-from mtvlib.stitching import stitch
+from mtvlib.stitching import stitched_slabs
 from mtvlib.study import Study
 from mtvlib.training import Training, training_params, use_processor
 from mtvlib.volume import to_image, write_image
 
 WEIGHTS_FILE, MODEL_FILE = "weights.safetensors", "model.json"
 _FORMAT = "mtv-model-1"
-VOXELS_AT_ONCE = 2**17  # a quarter of the paper's window
+# Of the windows that go through a network together: on a graphics card four of the paper's; a processor is busy with a
+# quarter of one.
+VOXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**21}
 INDEX_COLUMNS = ["patient", "sha256", "probability_sha256", "votes_sha256", "models"]
 
 INTENDED_USE = (
@@ -179,9 +182,9 @@ def predictor(networks: Sequence[Network | BothSides]) -> Callable[[torch.Tensor
     """Mean softmax probabilities of the networks (paper, "Network evaluation": five models in external testing)."""
 
     def predict(windows: torch.Tensor) -> torch.Tensor:
-        probabilities = torch.softmax(networks[0](windows).float(), 1)
+        probabilities = probabilities_of(networks[0], windows)
         for network in networks[1:]:
-            probabilities += torch.softmax(network(windows).float(), 1)
+            probabilities += probabilities_of(network, windows)
         return probabilities / len(networks)
 
     return predict
@@ -191,7 +194,7 @@ def predictor_of_each(networks: Sequence[Network | BothSides]) -> Callable[[torc
     """The mean as `predictor` gives it, to the last bit, and behind it each network's own: (N, K (1 + M), x, y, z)."""
 
     def predict(windows: torch.Tensor) -> torch.Tensor:
-        each = [torch.softmax(network(windows).float(), 1) for network in networks]
+        each = [probabilities_of(network, windows) for network in networks]
         mean = each[0].clone()
         for probabilities in each[1:]:
             mean += probabilities
@@ -209,7 +212,14 @@ def predict_probabilities(
     stitching each network's map and averaging. Volumes shorter than a window are padded, and cut again. Small windows
     go through the networks several at once, since each call has a cost of its own.
     """
-    return _stitched(predictor(networks), networks, inputs, depth, stride).cpu().numpy()
+    *sides, length = inputs.shape[1:]
+    whole: np.ndarray | None = None
+    for first, slab in _slabs(predictor(networks), networks, inputs, depth, stride):
+        if whole is None:
+            whole = np.empty((length, len(slab), *sides[::-1]), np.float32).transpose(1, 3, 2, 0)  # slice after slice
+        whole[..., first : first + slab.shape[-1]] = slab
+    assert whole is not None
+    return whole
 
 
 def predict_with_each(
@@ -217,28 +227,60 @@ def predict_with_each(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What `predict_probabilities` gives, and the label map of each network by itself (M, x, y, z) uint8.
 
-    The networks see each window once; their maps are stitched beside the mean's, which takes M + 1 times its memory.
+    The networks see each window once; their maps are stitched beside the mean's, which takes M + 1 times the memory of
+    the slices that are not finished yet.
     """
-    maps = _stitched(predictor_of_each(networks), networks, inputs, depth, stride)
-    maps = maps.reshape(len(networks) + 1, -1, *maps.shape[1:])
-    # On the device, so that of each network one byte a voxel is carried over.
-    labels = torch.stack([one.argmax(0).to(torch.uint8) for one in maps[1:]])
-    return maps[0].cpu().numpy(), labels.cpu().numpy()
+    means, labels = [], []
+    for _, slab in _slabs(predictor_of_each(networks), networks, inputs, depth, stride):
+        mean, each = _mean_and_labels(slab, len(networks))
+        means.append(mean)
+        labels.append(each)
+    return np.concatenate(means, axis=-1), np.concatenate(labels, axis=-1)
+
+
+def _mean_and_labels(slab: np.ndarray, networks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of what `predictor_of_each` gives: the mean (K, x, y, z), and each network's labels (M, x, y, z)."""
+    maps = slab.reshape(networks + 1, -1, *slab.shape[1:])
+    return maps[0], np.stack([predict_labels(one) for one in maps[1:]])
+
+
+def predict_maps(
+    networks: Sequence[Network | BothSides], inputs: np.ndarray, depth: int, stride: int
+) -> dict[str, np.ndarray]:
+    """What is kept of a prepared volume (C, x, y, z), each (x, y, z): `labels`, `probability` and, of several, `votes`.
+
+    See `predict_labels`, `quantised_lesion_probability` and `votes`. Probabilities are turned into these as soon as
+    their slices are finished, so that memory beyond the results does not depend on the length of the volume.
+    """
+    several, parts = len(networks) > 1, []
+    predict = predictor_of_each(networks) if several else predictor(networks)
+    for _, slab in _slabs(predict, networks, inputs, depth, stride):
+        mean, part = slab, {}
+        if several:
+            mean, each = _mean_and_labels(slab, len(networks))
+            part["votes"] = votes(each)
+        parts.append(part | {"labels": predict_labels(mean), "probability": quantised_lesion_probability(mean)})
+    return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
 
 
 @torch.inference_mode()
-def _stitched(
+def _slabs(
     predict: Callable[[torch.Tensor], torch.Tensor],
     networks: Sequence[Network | BothSides],
     inputs: np.ndarray,
     depth: int,
     stride: int,
-) -> torch.Tensor:
+) -> Iterator[tuple[int, np.ndarray]]:
+    """`stitched_slabs` of a prepared volume on the networks' device, brought back and cut to the volume's length."""
     device = next(networks[0].parameters()).device
-    padded = torch.from_numpy(np.ascontiguousarray(pad_axially(inputs, depth), dtype=np.float32)).to(device)
-    starts = window_starts(inputs.shape[-1], depth, stride)
-    at_once = max(1, VOXELS_AT_ONCE // (padded[0, ..., 0].numel() * depth))
-    return stitch(predict, padded, depth, starts, windows_at_once=at_once)[..., : inputs.shape[-1]]
+    length = inputs.shape[-1]
+    turned = np.ascontiguousarray(pad_axially(inputs, depth).T, dtype=np.float32)  # slice after slice: (z, y, x, C)
+    volume = torch.from_numpy(turned).to(device).permute(3, 2, 1, 0)
+    starts = window_starts(length, depth, stride)
+    at_once = max(1, VOXELS_AT_ONCE[device.type] // (volume[0, ..., 0].numel() * depth))
+    for first, slab in stitched_slabs(predict, volume, depth, starts, windows_at_once=at_once):
+        if first < length:
+            yield first, slab[..., : length - first].cpu().numpy()
 
 
 def predict_labels(probabilities: np.ndarray) -> np.ndarray:
@@ -325,15 +367,9 @@ def _kept(study: Study, patient: str, made_from: str) -> dict[str, Any] | None:
 
 def _predict_into(networks: Sequence[Network | BothSides], study: Study, patient: str) -> dict[str, Any]:
     """Write a patient's maps; returns his or her row of the index."""
-    prepared, depth = load_patient(study.volumes, patient, study.params), study.params.patch_shape[2]
-    window = (prepared.inputs, depth, study.params.patch_stride)
-    paths, maps = study.prediction_paths(patient), {}
-    if len(networks) == 1:
-        probabilities = predict_probabilities(networks, *window)
-    else:
-        probabilities, each = predict_with_each(networks, *window)
-        maps["votes"] = votes(each)
-    maps |= {"labels": predict_labels(probabilities), "probability": quantised_lesion_probability(probabilities)}
+    prepared = load_patient(study.volumes, patient, study.params)
+    maps = predict_maps(networks, prepared.inputs, study.params.patch_shape[2], study.params.patch_stride)
+    paths = study.prediction_paths(patient)
     for name, voxels in maps.items():
         write_image(to_image(voxels, prepared.grid), paths[name])
     digests = {name: sha256(paths[name]) if name in maps else "" for name in paths}

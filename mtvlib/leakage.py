@@ -15,6 +15,7 @@ all their voxels are the same; a heavily smoothed copy.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
-from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from mtvlib.volume import Grid, to_array
@@ -51,8 +51,9 @@ _LOOKS: dict[Kind, _Look] = {
 _SHRUNK_MM = 4.0  # fine voxels are averaged up to about this size, for speed
 _FAINT = 0.05  # share of the image's 99th percentile below which maxima are noise of the air
 _SAME_PATTERN = 0.3  # largest distance of two patterns; 24 ratios, unlike marks are more than 1 apart as a rule
-_NEAR_PATTERN = 0.2  # among all images only patterns so near are looked for, which takes a third of the time
+_NEAR_PATTERN = 0.2  # among all images only patterns so near are looked for, for speed
 _ASKED = 300  # most patterns of an image that are looked for; the image with fewer marks is asked as well
+_CELL_AXES = 5  # along which patterns are sorted into cells before they are compared
 _HITS = 2  # of these, before two images are compared mark by mark
 _SAME_PLACE_MM = 4.0
 _MARKS_NEEDED = 4
@@ -184,10 +185,7 @@ def _to_top(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 
 def same_images(prints: Sequence[ImagePrint]) -> list[SameImage]:
-    """All pairs of images that are one, sorted; of images that are the same voxel by voxel, each with the first.
-
-    The time grows in proportion to the number of images but for the search in a tree of all their marks.
-    """
+    """All pairs of images that are one, sorted; of images that are the same voxel by voxel, each with the first."""
     first: dict[bytes, int] = {}
     found = [
         SameImage(first[one.digest], number, None)
@@ -200,25 +198,62 @@ def same_images(prints: Sequence[ImagePrint]) -> list[SameImage]:
 
 def _alike(prints: Sequence[ImagePrint], numbers: Sequence[int]) -> Iterator[SameImage]:
     """Pairs among these images that share marks."""
-    owner = np.repeat(numbers, [len(prints[number].marks_mm) for number in numbers])
-    if not len(owner):
-        return
-    tree = cKDTree(np.concatenate([prints[number].patterns for number in numbers]))
-    candidates = set().union(*(_candidates(prints[number].patterns, number, tree, owner) for number in numbers))
-    for first, second in sorted(candidates):
-        pair = _compared(prints, first, second)
+    for first, second in _candidates([prints[number].patterns for number in numbers]):
+        pair = _compared(prints, numbers[first], numbers[second])
         if pair:
             yield pair
 
 
-def _candidates(patterns: np.ndarray, number: int, tree: cKDTree, owner: np.ndarray) -> set[tuple[int, int]]:
-    """Pairs of this image with others that have several of its patterns; of a whole body a sample is enough."""
-    asked = patterns[:: 1 + len(patterns) // _ASKED]
-    if not len(asked):
-        return set()
-    others = owner[[mark for marks in tree.query_ball_point(asked, _NEAR_PATTERN) for mark in marks]]
-    found, hits = np.unique(others[others != number], return_counts=True)
-    return {(min(number, other), max(number, other)) for other in found[hits >= _HITS].tolist()}
+def _candidates(patterns: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    """Pairs of images, sorted, of which one has several of the other's patterns; of a whole body a sample is asked."""
+    sizes = [len(one) for one in patterns]
+    owner = np.repeat(np.arange(len(patterns)), sizes)
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    asked = place % (1 + np.repeat(sizes, sizes) // _ASKED) == 0
+    hits = [
+        owner[one] * len(patterns) + owner[other]
+        for one, other in near_patterns(np.concatenate([np.zeros((0, 24)), *patterns]), asked, _NEAR_PATTERN)
+    ]
+    pairs, times = np.unique(np.concatenate([np.zeros(0, int), *hits]), return_counts=True)
+    one, other = np.divmod(pairs[times >= _HITS], max(len(patterns), 1))
+    found = {(min(pair), max(pair)) for pair in zip(one.tolist(), other.tolist(), strict=True) if pair[0] != pair[1]}
+    return sorted(found)
+
+
+def near_patterns(patterns: np.ndarray, asked: np.ndarray, radius: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Numbers (k,) of patterns (n, 24) that were `asked` (n,) for and, beside them, of those nearer than `radius`.
+
+    Patterns are sorted into cells as wide as the radius, along the few axes of their cloud in which they differ most,
+    and those of a cell are compared with those of the cells around it: with about a hundredth of all. (In 24 dimensions
+    a tree is no better than comparing all with all.)
+    """
+    if not len(patterns):
+        return
+    turned = _along_main_axes(patterns).astype(np.float32)
+    cells = np.floor(turned[:, :_CELL_AXES] / radius).astype(int)
+    cells += 1 - cells.min(axis=0)
+    # A cell's number; those of the neighbours along the last axis follow each other.
+    weights = np.cumprod([1, *(cells.max(axis=0) + 2)[:0:-1]])[::-1]
+    numbers = cells @ weights
+    order = np.argsort(numbers, kind="stable")
+    turned, numbers, squares = turned[order], numbers[order], (turned[order] ** 2).sum(axis=1)
+    around = np.array(list(itertools.product((-1, 0, 1), repeat=_CELL_AXES - 1))) @ weights[:-1]
+    own, starts = np.unique(numbers, return_index=True)
+    firsts = np.searchsorted(numbers, own[:, None] + around - 1)
+    ends = np.searchsorted(numbers, own[:, None] + around + 1, side="right")
+    for start, end, first, last in zip(starts, [*starts[1:], len(numbers)], firsts, ends, strict=True):
+        members = np.arange(start, end)[asked[order[start:end]]]
+        others = np.concatenate([np.arange(*pair) for pair in zip(first, last, strict=True)])
+        apart = squares[members][:, None] + squares[others] - 2 * turned[members] @ turned[others].T
+        one, other = np.nonzero(apart < radius**2)
+        yield order[members[one]], order[others[other]]
+
+
+def _along_main_axes(points: np.ndarray) -> np.ndarray:
+    """Points (n, d) turned so that they spread most along the first axis, then along the second, ..."""
+    centred = points - points.mean(axis=0, dtype=float)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    return centred @ axes[:, ::-1]
 
 
 def _compared(prints: Sequence[ImagePrint], first: int, second: int) -> SameImage | None:

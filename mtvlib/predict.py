@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,12 +83,21 @@ def predict_patient(
     """
     clock = Clock()
     loaded = load_models(models, device) if isinstance(models, str | Path) else list(models)
-    params = from_dict(dict(loaded[0].about["training"]["params"]))
-    patient = open_patient(Path(pet), Path(ct) if ct is not None else None, params)
-    _check_forms(to, patient, Path(pet))
+    patient = open_patient(Path(pet), Path(ct) if ct is not None else None, _params(loaded))
+    return _predict_opened(loaded, patient, Path(pet), Path(out), to, clock)
+
+
+def _params(models: Sequence[Model]) -> Params:
+    return from_dict(dict(models[0].about["training"]["params"]))
+
+
+def _predict_opened(
+    loaded: Sequence[Model], patient: Patient, pet: Path, out: Path, to: Collection[str], clock: Clock
+) -> dict[str, Any]:
+    params = _params(loaded)
+    _check_forms(to, patient, pet)
     clock.lap("read")
     found = delineate(loaded, patient.images, params, clock)
-    out = Path(out)
     _clear(out)
     _write_labels(out, found.labels, patient, to)
     write_text(out / "lesions.csv", found.lesions.to_csv(index=False))
@@ -162,7 +172,8 @@ def predict_many(
 ) -> dict[str, dict[str, Any] | MtvError]:
     """Delineate (name, PET, CT) one after the other into `out`/<name>; the records, or the error of each that failed.
 
-    A patient that cannot be used does not stop the others. Raises `InputError` for models that cannot be used and for
+    While the network works on one patient the next one's images are read. A patient that cannot be used does not stop
+    the others. Raises `InputError` for models that cannot be used and for
     two patients of one name.
     """
     names = [name for name, _, _ in patients]
@@ -173,12 +184,19 @@ def predict_many(
         )
     loaded = load_models(models, device)
     results: dict[str, dict[str, Any] | MtvError] = {}
-    for done, (name, pet, ct) in enumerate(patients, start=1):
-        try:
-            results[name] = predict_patient(loaded, pet, ct, out / name, to=to)
-        except MtvError as error:
-            results[name] = error
-        progress(done, len(patients))
+    with ThreadPoolExecutor(1) as pool:
+
+        def read(number: int) -> list[Future[Patient]]:
+            return [pool.submit(open_patient, pet, ct, _params(loaded)) for _, pet, ct in patients[number : number + 1]]
+
+        ahead = read(0)
+        for done, (name, pet, _) in enumerate(patients, start=1):
+            clock, opened, ahead = Clock(), ahead[0], read(done)
+            try:
+                results[name] = _predict_opened(loaded, opened.result(), pet, out / name, to, clock)
+            except MtvError as error:
+                results[name] = error
+            progress(done, len(patients))
     return results
 
 
@@ -232,9 +250,10 @@ def _open_nifti(pet: Path, ct: Path | None, params: Params) -> Patient:
         remedy = "give both as folders of DICOM or both as NIfTI files."
         raise InputError("is a folder, but the PET is a file", file=ct, remedy=remedy)
     files = {"pet": pet} | ({"ct": ct} if ct is not None else {})
-    opened = {name: read_scan(path) for name, path in files.items()}
-    images = Images(opened["pet"], opened.get("ct"), None)
-    return Patient(images, {name: sha256(path) for name, path in files.items()}, {}, [])
+    with ThreadPoolExecutor(len(files)) as pool:  # side by side: unpacking leaves Python to others
+        opened = dict(zip(files, pool.map(read_scan, files.values()), strict=True))
+        hashes = dict(zip(files, pool.map(sha256, files.values()), strict=True))
+    return Patient(Images(opened["pet"], opened.get("ct"), None), hashes, {}, [])
 
 
 def _open_dicom(pet: Path, ct: Path | None, params: Params) -> Patient:

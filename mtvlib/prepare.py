@@ -185,7 +185,23 @@ def prepare_cohort(study: Study, cohort: pd.DataFrame, *, say: Callable[[str], N
     `volumes/prepared.csv`, one row a patient: patient, pet, ct, reference (sha256 of the sources), slices,
     volume_change, crop_doubts, warnings.
     """
-    rows = cohort[cohort["split"] != "excluded"].to_dict("records")
+    records = _prepare_rows(study, _taking_part(cohort), say)
+    table = pd.DataFrame([_index_row(record) for record in records])
+    write_text(study.volumes / "prepared.csv", table.to_csv(index=False))
+    return table
+
+
+def prepare_part(study: Study, cohort: pd.DataFrame, part: int, parts: int, *, say: Callable[[str], None]) -> None:
+    """Prepare every `parts`th patient from the `part`th on, so that `prepare_cohort` finds them done; no index."""
+    _prepare_rows(study, _taking_part(cohort)[part::parts], say)
+
+
+def _taking_part(cohort: pd.DataFrame) -> list[dict[str, Any]]:
+    return cohort[cohort["split"] != "excluded"].to_dict("records")  # type: ignore[return-value]
+
+
+def _prepare_rows(study: Study, rows: list[dict[str, Any]], say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The record of each row's patient, prepared where that is not done."""
     code = fingerprint.of_modules([__name__])
     done = count(1)
 
@@ -198,9 +214,7 @@ def prepare_cohort(study: Study, cohort: pd.DataFrame, *, say: Callable[[str], N
         return record
 
     with ThreadPoolExecutor(study.params.threads) as pool:
-        table = pd.DataFrame([_index_row(record) for record in pool.map(prepare, rows)])
-    write_text(study.volumes / "prepared.csv", table.to_csv(index=False))
-    return table
+        return list(pool.map(prepare, rows))
 
 
 def _current(row: dict[str, Any], params: Params, path: Path, code: str) -> dict[str, Any] | None:

@@ -274,7 +274,9 @@ def _parameter(params: Params, name: str) -> dict[str, Any]:
     # Where data lie is no part of the protocol.
     different = name != "cohort" and value != field.get_default()
     bold = "**" if different else ""
-    text = ", ".join(f"{one}" for one in value) if isinstance(value, list | tuple) else str(value)
+    # With a minus sign as in the text: a line may end behind a hyphen.
+    parts = [re.sub(r"^-(?=\d)", "−", str(one)) for one in (value if isinstance(value, list | tuple) else [value])]
+    text = ", ".join(parts)
     return {
         "name": f"{bold}`{name}`{bold}",
         "value": f"{bold}{_plain(text)}{bold}",

@@ -7,10 +7,10 @@ one that is too large costs a wait in the queue. None of them touches a result.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mtvlib.graph import rule_of
+from mtvlib.graph import part_of, rule_of
 from mtvlib.params import Params
 from mtvlib.steps import devices_of
 
@@ -45,6 +45,8 @@ def request(
     """
     gpu = devices_of(step, params)
     rule = rule_of(step)
+    part = part_of(step)
+    patients = math.ceil(patients / part[1]) if part else patients
     memory = PROCESS_MB + CUDA_MB * bool(gpu) + _memory(rule, params, patients, bool(gpu))
     minutes = 30 + _minutes(rule, params, patients, gpu)
     memory *= min(attempt - timeouts, MOST_FACTOR)
@@ -53,7 +55,7 @@ def request(
 
 
 def _memory(rule: str, params: Params, patients: int, on_device: bool) -> float:
-    if rule == "cohort":
+    if rule in ("cohort", "prepare"):
         return SOURCE_MB * params.threads
     if rule == "train_fold":
         inputs = min(VOLUMES_MB_AT_MOST, patients * volume_mb(params))
@@ -78,7 +80,7 @@ def _minutes(rule: str, params: Params, patients: int, gpu: int) -> float:
     if rule == "train_fold":
         rate = RATE_OF_DEVICE * gpu if gpu else RATE_OF_THREAD * params.threads
         return 2 * _training_work(params, patients) / rate / 60 + patients
-    return 2 * patients / (params.threads if rule == "cohort" else 1)
+    return 2 * patients / (params.threads if rule in ("cohort", "prepare") else 1)
 
 
 def _training_work(params: Params, patients: int) -> float:
@@ -90,9 +92,13 @@ def _training_work(params: Params, patients: int) -> float:
 
 
 def of_rule(step: str, params: Params, patients: int, options: dict[str, Any], attempt: int, timeouts: int) -> Request:
-    """`request` for the Snakefile: `options` are what a cluster's run was told (`cluster.options`)."""
-    most = options.get("most_minutes")
-    found = request(
-        step, params, patients, attempt=attempt, timeouts=timeouts, most_minutes=int(most) if most else None
-    )
-    return found if int(options.get("gpus", 1)) else Request(found.mem_mb, found.minutes, 0)
+    """`request` for the Snakefile: `options` are what a cluster's run was told (`cluster.options`), if it is one.
+
+    On a cluster without graphics cards `auto` is the processor; no job asks for more memory than its largest node has.
+    """
+    most = {name: int(value) for name, value in options.items() if name in ("most_minutes", "most_mb", "gpus")}
+    if most.get("gpus") == 0:
+        params = params.model_copy(update={"device": "cpu"})
+    limit = most.get("most_minutes")
+    found = request(step, params, patients, attempt=attempt, timeouts=timeouts, most_minutes=limit)
+    return replace(found, mem_mb=min(found.mem_mb, most.get("most_mb", found.mem_mb)))

@@ -31,6 +31,7 @@ from mtvlib.graph import CHAPTERS as CHAPTERS  # as: whoever knows the steps kno
 from mtvlib.graph import MODULES as MODULES
 from mtvlib.graph import TRAIN_FOLD as TRAIN_FOLD
 from mtvlib.graph import notebook_of as notebook_of
+from mtvlib.graph import part_of
 from mtvlib.graph import step_names as step_names
 from mtvlib.params import Params
 from mtvlib.study import Study
@@ -60,6 +61,8 @@ def devices_of(step: str, params: Params) -> int:
 
 def code_fingerprint(step: str) -> str:
     """Hash of the step's own code: its notebook's cells and every module of mtvlib that these import, in turn."""
+    if part_of(step):
+        return fingerprint.of_modules(["mtvlib.prepare"])
     if step in MODULES:
         return fingerprint.of_modules([MODULES[step]])
     return fingerprint.of_notebook(notebook_path(step))
@@ -164,7 +167,14 @@ def _attempt(study: Study, step: str) -> None:
 
 
 def _work(study: Study, step: str) -> None:
-    if step == "evaluation":
+    part = part_of(step)
+    if part:
+        from mtvlib.cohort import assign_folds
+        from mtvlib.prepare import prepare_part
+
+        prepare_part(study, assign_folds(read_cohort(study.source), study.params), *part, say=study.say(step))
+        write_text(study.folder / "batches" / f"{step}.txt", "done\n")
+    elif step == "evaluation":
         from mtvlib.evaluation import evaluate_study
 
         evaluate_study(study)

@@ -208,6 +208,8 @@ class Record:
 
     def look(self) -> None:
         """Raise `WorkError` that names step and patients if a step since the last look was no longer sound."""
+        if self.looked_at == len(self.batches):  # the epoch ended where a look was due
+            return
         values = torch.stack(self.losses[self.looked_at :])[:, 0].cpu()
         norms = torch.stack(self.norms[self.looked_at :]).cpu()
         bad = ~(values.isfinite() & (values < DIVERGED) & norms.isfinite())

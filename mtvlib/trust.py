@@ -97,7 +97,9 @@ def evaluate_trust(study: Study) -> dict[str, dict[str, Any]]:
         for name, table in own.items():
             tables[name].append(table.assign(partition=partition))
     for name, columns in TABLES.items():
-        written = pd.concat(tables[name]) if tables[name] else pd.DataFrame(columns=["partition", *columns])
+        # As objects: pandas warns of a partition in which a whole column has no value.
+        there = [table.astype(object) for table in tables[name] if len(table)]
+        written = pd.concat(there) if there else pd.DataFrame(columns=["partition", *columns])
         write_text(study.results / f"{name}.csv", written[["partition", *columns]].to_csv(index=False))
     return blocks
 

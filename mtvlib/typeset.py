@@ -25,6 +25,8 @@ FONTS = ["Lato", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial
 _NOT_AS_JUPYTER = "#{0} table {{table-layout:auto !important}} #{0} tbody tr {{background:none !important}}"
 _SMALL_PRINT = "#{0} .gt_footnote {{text-align:left; font-size:11.5px; padding:2px 4px}}"
 _ONE_LINE = "#{0} .gt_row, #{0} .gt_col_heading {{white-space:nowrap}}"  # else narrow columns break intervals in two
+# A head for those who hear the table: above the rows' names nothing is seen.
+_STUB_HEAD = '<span style="position:absolute;clip-path:inset(50%);white-space:nowrap">Row</span>'
 _SUBSCRIPT = re.compile(r"_\{(.+?)\}")
 PAGE_WIDTH, SHORT = 100, 24  # characters of a table's small type in a line of the PDF, and in a column left as it is
 
@@ -145,6 +147,7 @@ def great_table(table: Table, table_id: str) -> GT:
     columns, cited = [*table.columns], [index for index, row in enumerate(table.rows) if row.cited]
     setting = GT(frame, rowname_col="name", groupname_col="group" if any(groups) else None, id=element)
     setting = setting.cols_label({key: markup(_head_html(head)) for key, head in table.columns.items()})
+    setting = setting.tab_stubhead(markup(_STUB_HEAD))
     setting = setting.cols_align(table.align, columns).fmt_passthrough(columns, escape=False)  # type: ignore[arg-type]
     setting = setting.tab_style(style.css("white-space:nowrap;"), loc.stub())
     if cited:

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from isal import isal_zlib
 from scipy import ndimage
 
 from mtvlib.errors import InputError
@@ -32,6 +33,10 @@ _FORMS_TOLERANCE_MM = 0.2
 _CONVERT_AGAIN = "convert the series from DICOM again (dcm2niix, SimpleITK or `mtv import dicom`)."
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MOST_BYTES, _SLACK_BYTES = 2**32, 2**24  # of an unpacked file; what may follow the voxels
+_NEARLY = 1e-4  # of a probability: far above what rounding can turn
+_ISAL_ERROR = cast("type[Exception]", isal_zlib.error)  # its stub calls it an instance
+_DAMAGED = (EOFError, _ISAL_ERROR, zlib.error, gzip.BadGzipFile)
+_GZIP = 31  # zlib's name for a gzip header, the largest window and the checksum at the end
 _SLAB = 32  # slices at once on an original grid: bounds the memory on a 512 x 512 CT
 
 Identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -79,8 +84,13 @@ class Grid:
 
     def slab(self, start: int, stop: int) -> Grid:
         """The part of this grid from slice `start` up to `stop` (exclusive) along its third index axis."""
-        origin = self.to_mm(np.array([[0, 0, start]]))[0]
-        return Grid((*self.size[:2], stop - start), self.spacing_mm, tuple(origin.tolist()), self.direction)
+        return self.part((0, 0, start), (*self.size[:2], stop))
+
+    def part(self, start: tuple[int, int, int], stop: tuple[int, int, int]) -> Grid:
+        """The part of this grid from voxel `start` up to `stop` (exclusive)."""
+        origin = self.to_mm(np.array([start]))[0]
+        x, y, z = (last - first for first, last in zip(start, stop, strict=True))
+        return Grid((x, y, z), self.spacing_mm, tuple(origin.tolist()), self.direction)
 
     def __str__(self) -> str:
         def numbers(values: tuple[float, ...]) -> str:
@@ -235,21 +245,38 @@ def _bytes(path: Path) -> bytes:
         return _unpacked(raw) if path.suffix == ".gz" else raw
     except FileNotFoundError:
         raise InputError("there is no such file", remedy="correct the path or put the file there.") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except _DAMAGED as error:
         raise InputError(f"is truncated or damaged ({error})", remedy="copy the file again.") from None
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror or error})", remedy="check its permissions.") from None
 
 
 def _unpacked(packed: bytes) -> bytes:
-    """The contents of a gzip file, to its end; one that holds far more than its header tells is refused."""
-    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
-        start = file.read(nib.Nifti2Header.sizeof_hdr)
-        most = min(_told_bytes(start) + _SLACK_BYTES, _MOST_BYTES)
-        raw = start + file.read(max(0, most - len(start)) + 1)
+    """The contents of a gzip file, to its end; one that holds far more than its header tells is refused.
+
+    In one call of ISA-L for the file's first part, nearly always its only one: `gzip.GzipFile` takes twice as
+    long. What follows it is left to that, which knows parts and zeros that fill a file up.
+    """
+    if not packed.startswith(b"\x1f\x8b"):
+        raise gzip.BadGzipFile(f"Not a gzipped file ({packed[:2]!r})")
+    start, _ = _first_part(packed, nib.Nifti2Header.sizeof_hdr)
+    most = min(_told_bytes(start) + _SLACK_BYTES, _MOST_BYTES)
+    raw, part = _first_part(packed, most + 1)
+    if part.unused_data.strip(b"\0"):
+        with gzip.GzipFile(fileobj=io.BytesIO(part.unused_data)) as rest:
+            raw += rest.read(most + 1 - len(raw))
     if len(raw) > most:
         raise InputError("unpacks to far more than an image holds", value=f"more than {most} bytes")
     return raw
+
+
+def _first_part(packed: bytes, most: int) -> tuple[bytes, Any]:
+    """Up to so many bytes of a gzip file's first part, and what unpacked them."""
+    part = isal_zlib.decompressobj(_GZIP)
+    raw = part.decompress(packed, most)
+    if len(raw) < most and not part.eof:
+        raise EOFError("it ends before the end of the compressed data")
+    return raw, part
 
 
 def _told_bytes(start: bytes) -> int:
@@ -339,14 +366,22 @@ def _mm(values: Any) -> str:
 
 
 def _voxels(header: Any, raw: bytes) -> np.ndarray:
-    array = header.data_from_fileobj(io.BytesIO(raw))
-    array = array.reshape(array.shape[:3])
+    array = _stored(header, raw).reshape(header.get_data_shape()[:3], order="F")
     array = array.astype(np.float32 if array.dtype.kind == "f" else array.dtype.newbyteorder("="), copy=False)
-    if array.dtype.kind == "f":
+    # In double precision the sum of finite single ones is finite, and one pass tells.
+    if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)):
         bad = array.size - int(np.isfinite(array).sum())
         if bad:
             raise InputError("holds NaN or infinity", value=f"{bad} of {array.size} voxels")
     return array
+
+
+def _stored(header: Any, raw: bytes) -> np.ndarray:
+    """The voxels in one row, scaled as the header says; without a scale a view of `raw`."""
+    if header.get_slope_inter() not in ((None, None), (1, 0)):
+        return header.data_from_fileobj(io.BytesIO(raw)).ravel(order="F")
+    count = math.prod(header.get_data_shape())
+    return np.frombuffer(raw, header.get_data_dtype(), count, int(header.get_data_offset()))
 
 
 # --- resampling
@@ -375,12 +410,12 @@ def resample_labels(labels: sitk.Image, grid: Grid) -> sitk.Image:
     """
     part = around_labels(labels)
     values = [int(value) for value in np.unique(sitk.GetArrayViewFromImage(part)) if value]
-    best = np.ones(grid.size, np.float32)  # background: what the other classes leave
+    best = np.ones(grid.size, np.float32, order="F")  # background: what the other classes leave; in ITK's order
     shares = []
     for value in values:
         shares.append(to_array(resample(sitk.Cast(part == value, sitk.sitkFloat32), grid, outside=0.0)))
         best -= shares[-1]
-    result = np.zeros(grid.size, np.uint8)
+    result = np.zeros(grid.size, np.uint8, order="F")
     for value, share in zip(values, shares, strict=True):
         # Shares that are equal but for rounding are ties.
         won = share > best + 1e-5
@@ -403,14 +438,39 @@ def probabilities_to_labels(probabilities: np.ndarray, grid: Grid, target_grid: 
     """Label map (uint8) on `target_grid` of class probabilities (K, x, y, z) on `grid`.
 
     Interpolates the probabilities linearly first, then takes the highest (paper, Methods, "Network evaluation"); class
-    0 outside of `grid`. Works slab by slab, so memory stays small on a large target.
+    0 outside of `grid`. Works slab by slab, so memory stays small on a large target, and only where another class than
+    0 can win: between voxels in which 0 is the most probable it is so too.
     """
-    maps = [to_image(np.asarray(one, np.float32), grid) for one in probabilities]
-    result = np.zeros(target_grid.size, np.uint8)
-    for start, slab in _slabs(target_grid):
-        values = [to_array(resample(one, slab, outside=0.0)) for one in maps]
-        result[..., start : start + slab.size[2]] = np.argmax(values, axis=0)
+    result = np.zeros(target_grid.size, np.uint8, order="F")
+    box = _undecided(probabilities, grid, target_grid)
+    if box is not None:
+        start, stop = box
+        inner = target_grid.part(start, stop)
+        maps = [to_image(np.asarray(one, np.float32), grid) for one in probabilities]
+        found = result[tuple(slice(*ends) for ends in zip(start, stop, strict=True))]
+        for first, slab in _slabs(inner):
+            values = [to_array(resample(one, slab, outside=0.0)) for one in maps]
+            found[..., first : first + slab.size[2]] = np.argmax(values, axis=0)
     return to_image(result, target_grid)
+
+
+def _undecided(
+    probabilities: np.ndarray, grid: Grid, target: Grid
+) -> tuple[tuple[int, int, int], tuple[int, int, int]] | None:
+    """First and last (exclusive) voxel of `target` within a voxel of `grid` in which class 0 hardly wins, or none."""
+    close = probabilities[1:].max(0) > probabilities[0] - _NEARLY
+    if not close.any():
+        return None
+    ends = []
+    for axis in range(3):
+        used = np.flatnonzero(close.any(axis=tuple(other for other in range(3) if other != axis)))
+        ends.append((used[0] - 1.0, used[-1] + 1.0))  # to the next voxel's centre an interpolation reaches
+    corners = target.to_indices(grid.to_mm(np.array(list(product(*ends)))))
+    start = np.clip(np.floor(corners.min(0)), 0, target.size).astype(int)
+    stop = np.clip(np.ceil(corners.max(0)) + 1, start, target.size).astype(int)
+    if (start == stop).any():
+        return None
+    return tuple(start.tolist()), tuple(stop.tolist())
 
 
 def _slabs(grid: Grid) -> Iterator[tuple[int, Grid]]:

@@ -40,6 +40,14 @@ def test_the_profile_tells_where_steps_run(tmp_path, project):
         cluster.executor_of(tmp_path)
 
 
+def test_the_preparation_is_spread_over_jobs_as_the_profile_says(tmp_path, project):
+    assert [cluster.batches(project / "profiles" / "slurm", n) for n in (1, 50, 51, 10_000)] == [1, 1, 2, 200]
+    assert cluster.batches(tmp_path, 101) == 3
+    (tmp_path / "mtv.yaml").write_text("patients_per_job: 0")
+    with pytest.raises(InputError, match="from 1 on"):
+        cluster.batches(tmp_path, 10)
+
+
 @pytest.mark.parametrize(
     ("text", "minutes"),
     [("30:00", 30), ("2:00:00", 120), ("7-00:00:00", 10_080), ("1-02:03:04", 1563), ("infinite", None)],
@@ -49,11 +57,17 @@ def test_time_limits_are_read_as_slurm_writes_them(text, minutes):
 
 
 def test_the_partition_that_jobs_go_to_sets_the_limits():
-    nodes = "short*|1:00:00|(null)\ngpu|2-00:00:00|gpu:a100:4\n"
-    assert cluster._limits(nodes, None) == {"most_minutes": 60, "gpus": 1}
-    assert cluster._limits(nodes, "gpu") == {"most_minutes": 2880, "gpus": 1}
-    assert cluster._limits("main*|infinite|(null)\n", None) == {"gpus": 0}
+    nodes = "short*|1:00:00|(null)|64000\ngpu|2-00:00:00|gpu:a100:4|512000\ngpu|2-00:00:00|gpu:a100:4|256000\n"
+    assert cluster._limits(nodes, None) == {"most_minutes": 60, "most_mb": 64_000, "gpus": 1}
+    assert cluster._limits(nodes, "gpu") == {"most_minutes": 2880, "most_mb": 512_000, "gpus": 1}
+    assert cluster._limits("main*|infinite|(null)|8000+\n", None) == {"most_mb": 8000, "gpus": 0}
     assert cluster._limits("", None) == {}
+
+
+def test_a_refused_job_is_told_in_slurms_words():
+    log = "x\n    message: SLURM sbatch failed. The error message was 'sbatch: error: Memory\nsbatch: error: too much'.\n y"
+    assert cluster.refusal(log) == "Memory too much"
+    assert cluster.refusal("SLURM run ID: x") is None
 
 
 def test_without_accounting_the_controller_is_asked(tmp_path, study, slurm, monkeypatch):

@@ -231,6 +231,38 @@ def test_a_silent_run_of_another_computer_is_told_with_the_remedy_which_helps(tm
         pass
 
 
+@pytest.fixture
+def asked(here, monkeypatch):
+    """What Snakemake was asked for by a run with a profile for a cluster, two patients a job."""
+    (here / "mine").mkdir()
+    (here / "mine" / "config.yaml").write_text("executor: slurm")
+    (here / "mine" / "mtv.yaml").write_text("patients_per_job: 2")
+    calls = []
+    monkeypatch.setattr(flow, "_snakemake", lambda *arguments: calls.append(arguments[4:]))
+    return calls
+
+
+def test_a_cluster_prepares_in_batches_first_and_this_computer_does_not(asked):
+    study = run(profile="mine")
+    patients = len(read_cohort(study.source))
+    ((targets,), rest) = asked
+    assert len(targets) == -(-patients // 2)
+    assert targets[0] == f"batches/1_prepare_0_of_{len(targets)}.txt"
+    assert rest == ()
+    asked.clear()
+    run()
+    assert asked == [()]
+
+
+def test_a_study_that_was_prepared_elsewhere_needs_no_batches(asked):
+    study = run()
+    study.volumes.mkdir()
+    (study.volumes / "prepared.csv").write_text("patient\n")
+    asked.clear()
+    run(profile="mine")
+    assert asked == [()]
+
+
 # --- what was deleted from the study's folder
 
 

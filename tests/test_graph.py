@@ -22,3 +22,9 @@ def test_the_snakefile_has_the_steps_rule_and_product(step):
     wildcard = re.sub(r"_\d+\.ipynb", "_{fold}.ipynb", graph.product_of(step))
     product = "notebooks/{chapter}.ipynb" if step in graph.CHAPTERS else wildcard
     assert f'"{product}"' in rule.group().partition("output:")[2].partition("params:")[0]
+
+
+def test_a_batch_is_told_from_other_steps():
+    assert graph.part_of("1_prepare_2_of_13") == (2, 13)
+    assert graph.rule_of("1_prepare_2_of_13") == "prepare"
+    assert [graph.part_of(step) for step in graph.step_names(2)] == [None] * len(graph.step_names(2))

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from mtvlib import inference
+from mtvlib import execution, inference
 from mtvlib.errors import InputError
 from mtvlib.network import build
 from mtvlib.params import Params
+from mtvlib.patching import window_starts
+from mtvlib.stitching import gaussian_window
 from mtvlib.training import Epoch, Training, make_optimizer, network_config
 
 PARAMS = Params(
@@ -226,3 +228,54 @@ def test_each_model_has_a_bit_of_the_votes(models, kind):
     assert found.dtype == kind
     for number, one in enumerate(labels):
         np.testing.assert_array_equal((found >> kind(number)) & kind(1), one > 0)
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 2, 3)])
+def test_the_maps_that_are_kept_are_those_of_the_whole_volume(inputs, seeds):
+    networks = [build(network_config(PARAMS), seed).eval() for seed in seeds]
+    maps, whole = inference.predict_maps(networks, inputs, 16, 4), probabilities(networks, inputs)
+    np.testing.assert_array_equal(maps["labels"], inference.predict_labels(whole))
+    np.testing.assert_array_equal(maps["probability"], inference.quantised_lesion_probability(whole))
+    assert ("votes" in maps) == (len(seeds) > 1)
+    if len(seeds) > 1:
+        each = inference.predict_with_each(networks, inputs, 16, 4)[1]
+        np.testing.assert_array_equal(maps["votes"], inference.votes(each))
+
+
+def some():
+    """Networks of different makes for the same windows."""
+    params = [PARAMS, PARAMS.model_copy(update={"filters": [8, 4], "attention": False})]
+    return [build(network_config(one), seed).eval() for seed, one in enumerate(params)]
+
+
+def test_networks_of_different_makes_average(inputs):
+    each = [probabilities([network], inputs) for network in some()]
+    np.testing.assert_allclose(probabilities(some(), inputs), np.mean(each, axis=0), atol=1e-6)
+
+
+def test_a_graphics_cards_way_gives_the_same(inputs, monkeypatch):
+    """Four windows at once through `Network.forward`, tried on the processor."""
+    ours = inference.predict_maps(some(), inputs, 16, 4), probabilities(some(), inputs)
+    monkeypatch.setattr(execution, "_suits", lambda network, windows: False)
+    monkeypatch.setattr(inference, "VOXELS_AT_ONCE", {"cpu": 4 * 16**3})
+    maps, whole = inference.predict_maps(some(), inputs, 16, 4), probabilities(some(), inputs)
+    np.testing.assert_allclose(whole, ours[1], atol=1e-5)
+    assert np.abs(maps["probability"].astype(int) - ours[0]["probability"]).max() <= 1
+
+
+@pytest.mark.parametrize("length", [5, 16, 27])
+def test_again_is_the_same_bit_for_bit_also_where_air_is_left_out(inputs, length):
+    """A window of air is predicted once; each predicted by itself and summed over the whole volume is the same."""
+    network = some()[0]
+    volume = np.concatenate([np.zeros((2, 16, 16, 40), np.float32), inputs[..., :length]], axis=-1)
+    found = probabilities([network], volume)
+    np.testing.assert_array_equal(found, probabilities([network], volume))
+    starts = window_starts(volume.shape[-1], 16, 4)
+    weights = torch.from_numpy(gaussian_window((16, 16, 16))).float()
+    total, weight_sum = torch.zeros(3, 16, 16, 40 + length), torch.zeros(16, 16, 40 + length)
+    turned = torch.from_numpy(np.ascontiguousarray(volume.T)).permute(3, 2, 1, 0)
+    with torch.inference_mode():
+        for z in starts:
+            total[..., z : z + 16] += execution.probabilities_of(network, turned[None, ..., z : z + 16])[0] * weights
+            weight_sum[..., z : z + 16] += weights
+    np.testing.assert_array_equal(found, total / weight_sum)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import tiny_images, tiny_row, write_table
+from scipy.spatial.distance import cdist
 
 from mtvlib.cohort import check_cohort
-from mtvlib.leakage import ImagePrint, image_print, same_images, shared_collections
+from mtvlib.leakage import ImagePrint, image_print, near_patterns, same_images, shared_collections
 from mtvlib.phantom import make_patient
 from mtvlib.volume import Grid, read_scan, resample, to_array, to_image, write_image
 
@@ -233,3 +234,17 @@ def test_overlapping_collections_are_a_warning_until_persons_are_named(tmp_path,
         assert "Head-Neck-PET-CT and HECKTOR" in finding.message
         assert "`person`" in finding.remedy
         assert "rows 2 and 3" in finding.value
+
+
+def test_near_patterns_are_those_that_a_comparison_of_all_finds():
+    """Ten clouds of a width that makes several hundred pairs near; every third pattern is asked for."""
+    random = np.random.default_rng(4)
+    patterns = np.repeat(random.normal(0, 0.5, (10, 24)), 60, 0) + random.normal(0, 0.035, (600, 24))
+    asked = np.arange(600) % 3 == 0
+    near = cdist(patterns, patterns) < 0.2
+    expected = {(one, other) for one, other in np.argwhere(near).tolist() if asked[one]}
+    assert 1000 < len(expected) < 10_000
+    found = [pair for pairs in near_patterns(patterns, asked, 0.2) for pair in np.column_stack(pairs).tolist()]
+    assert len(found) == len(expected)
+    assert set(map(tuple, found)) == expected
+    assert list(near_patterns(np.zeros((0, 24)), np.zeros(0, bool), 0.2)) == []

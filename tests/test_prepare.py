@@ -11,7 +11,15 @@ from scipy import ndimage
 from mtvlib.cohort import assign_folds, check_cohort, read_cohort
 from mtvlib.errors import InputError
 from mtvlib.params import Params
-from mtvlib.prepare import load_patient, normalise_ct, normalise_pet, prepare_cohort, prepare_images, prepare_patient
+from mtvlib.prepare import (
+    load_patient,
+    normalise_ct,
+    normalise_pet,
+    prepare_cohort,
+    prepare_images,
+    prepare_part,
+    prepare_patient,
+)
 from mtvlib.study import Study
 from mtvlib.volume import Grid, to_array, to_image, write_image
 
@@ -321,6 +329,18 @@ def test_real_scans_shorter_than_the_crop(shared, tmp_path):
         volume_ml = loaded.reference.sum() * loaded.grid.voxel_ml
         mask = sitk.ReadImage(row["reference"])
         assert volume_ml == pytest.approx(to_array(mask).sum() * Grid.of(mask).voxel_ml, rel=0.01)
+
+
+def test_parts_prepare_everyone_once_and_the_cohort_finds_them_done(study):
+    table = assign_folds(read_cohort(study.source), study.params)
+    for part in (0, 1):
+        prepare_part(study, table, part, 2, say=lambda line: None)
+    assert not (study.volumes / "prepared.csv").exists()
+    before = {path: path.stat().st_mtime_ns for path in study.volumes.rglob("*.*")}
+    assert {path.parent.name for path in before} == {"P0", "P2", "P3", "P4"}
+    prepared = prepare_cohort(study, table, say=lambda line: None)
+    assert prepared["patient"].tolist() == ["P0", "P2", "P3", "P4"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_real_cohort_passes_every_check(shared, tmp_path):

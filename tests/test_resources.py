@@ -44,8 +44,9 @@ def test_after_a_time_limit_only_more_time_is_asked_for_and_no_more_than_the_clu
     assert first.minutes == 60
 
 
-def test_a_cluster_without_graphics_cards_is_asked_for_none():
-    options = {"gpus": "0", "most_minutes": "50"}  # as Snakemake's --config may hand them on
-    found = of_rule("2_train_fold_0", Params(), 10, options, attempt=1, timeouts=0)
-    assert found == Request(found.mem_mb, 50, 0)
-    assert of_rule("2_train_fold_0", Params(), 10, {}, attempt=1, timeouts=0).gpu == 1
+def test_what_the_cluster_has_not_is_not_asked_for():
+    options = {"gpus": "0", "most_minutes": "50", "most_mb": "8000"}  # as Snakemake's --config may hand them on
+    assert of_rule("2_train_fold_0", PAPER, 10, options, attempt=1, timeouts=0) == Request(8000, 50, 0)
+    processor = of_rule("2_train_fold_0", PAPER, 10, {"gpus": 0}, attempt=1, timeouts=0)
+    assert processor == request("2_train_fold_0", PAPER.model_copy(update={"device": "cpu"}), 10)
+    assert of_rule("2_train_fold_0", PAPER, 10, {}, attempt=1, timeouts=0).gpu == 1

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from mtvlib import steps
-from mtvlib.errors import InputError, WorkError
+from mtvlib.errors import InputError, MtvError, WorkError
 from mtvlib.params import Params, write
 from mtvlib.study import Study
 from tests.conftest import tiny_row, write_table
@@ -169,6 +169,30 @@ def test_a_step_leaves_its_log_and_its_cost(study, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("error", "run", "tries"),
+    [
+        (InputError("is damaged"), "a", 1),  # the same run, a scheduler's second try: it would end alike
+        (steps.Killed("its process was killed"), "a", 2),
+        (InputError("is damaged"), "another", 2),
+        (InputError("is damaged"), "", 2),  # by hand
+    ],
+)
+def test_within_a_run_an_error_of_the_steps_own_is_not_tried_again(study, monkeypatch, error, run, tries):
+    done = []
+
+    def work(*_):
+        done.append(1)
+        raise error
+
+    monkeypatch.setattr(steps, "_work", work)
+    for value in ("a", run):
+        monkeypatch.setenv(steps.RUN, value)
+        with pytest.raises(MtvError, match=error.problem):
+            steps.run_step(study, "evaluation")
+    assert len(done) == tries
+
+
+@pytest.mark.parametrize(
     ("error", "code", "message"),
     [
         (InputError("is damaged", patient="P1", remedy="copy it."), 2, "patient P1: is damaged. Remedy: copy it."),
@@ -182,7 +206,7 @@ def test_a_failed_step_says_why_and_passes_the_exit_code_on(study, monkeypatch, 
     fails_with(monkeypatch, error)
     assert steps.main(["--study", "studies/x", "evaluation"]) == code
     told = json.loads((study.logs / "evaluation.error.json").read_text())
-    assert told == {"message": message, "exit_code": code}
+    assert told == {"message": message, "exit_code": code, "killed": False, "run": None}
     assert f"failed: {message}" in (study.logs / "evaluation.log").read_text()
     assert not (study.logs / "evaluation.json").exists()
     known = isinstance(error, (InputError, WorkError))

@@ -123,6 +123,13 @@ def test_divergence_is_noticed_within_a_few_steps_and_its_first_step_named(tmp_p
     assert len(seen) == 5
 
 
+@pytest.mark.parametrize("steps", [4, 5, 10, 11])
+def test_an_epoch_may_end_where_a_look_is_due(tmp_path, monkeypatch, steps):
+    monkeypatch.setattr(training, "LOOK_BACK", 5)
+    result = train_fold(TRAIN, VALIDATION, PARAMS.model_copy(update={"steps_per_epoch": steps}), 0, tmp_path)
+    assert len(result.history) == PARAMS.epochs
+
+
 def test_a_loss_beyond_repair_stops_the_fold_though_it_is_a_number(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "DIVERGED", 0.1)
     with pytest.raises(WorkError, match="diverged in fold 0, epoch 1, step 1: the loss is 2"):
@@ -174,6 +181,19 @@ def test_saving_memory_or_time_makes_the_same_steps_but_for_rounding(tmp_path, c
     start = training.start(base, 0, torch.device("cpu")).network.state_dict()
     moved = [torch.cat([(one[name] - start[name]).ravel() for name in start]) for one in map(weights, (usual, other))]
     assert float((moved[1] - moved[0]).norm()) < 0.1 * float(moved[0].norm())
+
+
+def test_volumes_that_may_take_no_memory_are_read_from_disk_and_train_alike(tmp_path, monkeypatch):
+    pools, own = [], training.patch_pool
+    monkeypatch.setattr(
+        training, "patch_pool", lambda *args, **options: pools.append(own(*args, **options)) or pools[-1]
+    )
+    params = PARAMS.model_copy(update={"epochs": 1})
+    usual = train_fold(TRAIN, VALIDATION, params, 0, tmp_path / "usual")
+    assert all(isinstance(one, torch.Tensor) for pool in pools for one in pool.inputs)
+    from_disk = train_fold(TRAIN, VALIDATION, params.model_copy(update={"volumes_gb": 0}), 0, tmp_path / "disk")
+    assert not any(isinstance(one, torch.Tensor) for pool in pools[2:] for one in (*pool.inputs, *pool.labels))
+    assert_same_weights(usual, from_disk)
 
 
 def saved_bytes(changes, batch=4):

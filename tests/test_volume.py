@@ -206,6 +206,23 @@ def test_a_gzip_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch):
         read_image(path)
 
 
+def test_a_gzip_file_of_several_parts_filled_up_with_zeros_is_read_to_its_end(tmp_path):
+    """As parallel gzip and tapes write it; what follows and is no part is refused, as `gzip` does."""
+    array = random_array()
+    path = tmp_path / "a.nii.gz"
+    write_image(to_image(array, Grid((4, 5, 6), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))), path)
+    plain = gzip.decompress(path.read_bytes())
+    parts = gzip.compress(plain[:500]) + gzip.compress(plain[500:])
+    path.write_bytes(parts + bytes(512))
+    np.testing.assert_array_equal(to_array(read_image(path)), array)
+    path.write_bytes(gzip.compress(plain) + bytes(512))
+    np.testing.assert_array_equal(to_array(read_image(path)), array)
+    for wrong in (parts + b"more", parts[:-20]):
+        path.write_bytes(wrong)
+        with pytest.raises(InputError, match="truncated or damaged"):
+            read_image(path)
+
+
 def test_truncated_damaged_foreign_and_missing_files_are_refused(tmp_path):
     write_image(to_image(random_array((20, 20, 20)), Grid((20,) * 3, (1.0,) * 3, (0.0,) * 3)), tmp_path / "a.nii.gz")
     packed = (tmp_path / "a.nii.gz").read_bytes()
@@ -326,6 +343,21 @@ def test_probabilities_slab_by_slab_are_as_at_once_and_background_outside(monkey
     assert outside.any()
     assert set(np.unique(at_once)) == {0, 1, 2}
     assert at_once[outside].max() == 0
+
+
+@pytest.mark.parametrize("voxel", [(3, 3, 3), (0, 5, 2), (0, 0, 0), None])
+def test_labels_are_sought_around_lesions_only_and_none_is_lost(voxel):
+    """A lesion of few voxels in the middle, at an edge or in a corner, against the map of every voxel of the target."""
+    grid = Grid((6, 6, 6), (2.5,) * 3, (0.0,) * 3)
+    probabilities = np.zeros((3, 6, 6, 6), np.float32)
+    if voxel is not None:
+        probabilities[(1, *voxel)] = 0.9
+    probabilities[0] = 1 - probabilities[1]
+    target = Grid((46, 45, 44), (0.7, 0.8, 0.9), (-10.0, -9.0, -12.0), OBLIQUE)
+    everywhere = [to_array(volume.resample(to_image(one, grid), target, outside=0.0)) for one in probabilities]
+    found = to_array(volume.probabilities_to_labels(probabilities, grid, target))
+    assert np.array_equal(found, np.argmax(everywhere, 0))
+    assert (found.max() == 1) == (voxel is not None)
 
 
 # --- the study's grid

@@ -33,11 +33,13 @@ def place(tmp_path_factory, project):
     profile = yaml.safe_load((project / "profiles" / "slurm" / "config.yaml").read_text())
     profile |= {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 20}
     profile["set-resources"] = {
-        "cohort": {"mem_mb": 2000},
+        "prepare": {"mem_mb": 1500},
+        "cohort": {"mem_mb": 1500},
         "evaluation": {"mem_mb": "200 if attempt == 1 else 2000"},
     }
     (folder / "mine").mkdir()
     (folder / "mine" / "config.yaml").write_text(yaml.safe_dump(profile))
+    (folder / "mine" / "mtv.yaml").write_text("patients_per_job: 5")
     return folder
 
 
@@ -86,6 +88,13 @@ def test_lost_jobs_and_a_lost_controller_change_no_number(place, slurm, finished
     assert [states[job["job"]] for job in tries["evaluation"]] == ["FAILED", "COMPLETED"]
     assert {job["node"] for job in slurm.jobs() if "train_fold" in job["rule"]} == {"node1", "node2"}
 
+    assert {job["rule"].split("_")[1] for job in slurm.jobs()} >= {
+        "prepare",
+        "cohort",
+        "train",
+        "evaluation",
+        "manifest",
+    }
     costs = json.loads((study / "manifest.json").read_text())["steps"]
     assert costs["2_train_fold_0"]["jobs"] == 2
     assert costs["2_train_fold_0"]["cpu_hours"] > costs["2_train_fold_0"]["seconds"] / 3600
