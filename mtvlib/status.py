@@ -32,6 +32,7 @@ TAIL_BYTES = 64 * 1024
 TAIL_LINES = 10
 _MARK = re.compile(r"^(started$|finished in |failed: |waiting for )", re.MULTILINE)
 _PROGRESS = re.compile(r"^(epoch|patient) (\d+) of (\d+)", re.MULTILINE)
+_FULL = re.compile("No space left on|Disk quota exceeded|File too large")  # the line itself may have found no room
 _PLACE = ("name", "studies", "cohort", "device")
 
 State = Literal["done", "running", "failed", "stopped", "waiting"]
@@ -218,6 +219,8 @@ class _Facts:
         done, total, unit = _progress(text)
         if self.record.get("outcome") == "failed":
             reason = "its process ended without a word: killed, most often for want of memory or time"
+            full = _FULL.search(text[text.rfind("started\n") :])
+            reason = f"its process ended without a word of its own, after: {full.group()}" if full else reason
             return Step(name, "failed", done, total, unit, reason=reason)
         return Step(name, "stopped", done, total, unit, reason="" if self.running else "goes on with the next run")
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mtvlib.cohort import assign_folds, read_cohort, relative_paths
 from mtvlib.errors import InputError, WorkError
 from mtvlib.params import Params, read
 from mtvlib.prepare import prepare_cohort
+from mtvlib.steps import source_fingerprint
 from mtvlib.study import Study
 from mtvlib.training import train_fold
 from tests.conftest import tiny_row, write_table
@@ -411,22 +413,37 @@ def test_a_quota_is_the_cause_though_the_disk_has_room(failed):
     assert [path.name for path in failed.logs.iterdir()] == ["snakemake.log"]
 
 
-def test_a_read_only_folder_is_said_and_the_run_goes_on_when_it_is_no_more(here):
-    """A real one, mounted read-only, since nothing keeps root from writing elsewhere."""
-    study = run()
+@contextmanager
+def read_only(folder):
+    """A folder mounted read-only, since nothing else keeps root from writing."""
     try:
-        for options in (["--bind", study.folder], ["-o", "remount,ro,bind"]):
-            subprocess.run(["mount", *options, study.folder], capture_output=True, check=True)
+        for options in (["--bind", folder], ["-o", "remount,ro,bind"]):
+            subprocess.run(["mount", *options, folder], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        subprocess.run(["umount", study.folder], capture_output=True, check=False)
+        subprocess.run(["umount", folder], capture_output=True, check=False)
         pytest.skip("nothing can be mounted here")
     try:
-        with pytest.raises(InputError, match="studies/x: the study's folder cannot be written: Read-only file system"):
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_read_only_folder_is_said_and_the_run_goes_on_when_it_is_no_more(here):
+    study = run()
+    refused = pytest.raises(InputError, match="studies/x: the study's folder cannot be written: Read-only file system")
+    with read_only(study.folder):
+        with refused:
             run()
         assert status.look(study.folder).state == "stopped"  # can be looked at all the same
-    finally:
-        subprocess.run(["umount", study.folder], check=True)
     run()
+
+
+def test_a_cohort_that_can_only_be_read_is_enough(here):
+    with read_only(here / "images"):
+        study = run()
+        cohort = assign_folds(read_cohort("cohort.csv", study.params), study.params)
+        assert len(prepare_cohort(study, cohort, say=lambda line: None)) == 4
+        assert len(source_fingerprint(study)) == 16
 
 
 @pytest.mark.parametrize("step", ["lease", "record", "params"])

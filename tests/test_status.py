@@ -227,6 +227,12 @@ def test_a_step_that_was_killed_in_a_failed_run_has_a_reason_as_well(folder):
     assert "killed, most often for want of memory or time" in step.reason
 
 
+def test_a_step_for_whose_last_words_the_disk_had_no_room(folder):
+    begin(folder, outcome="failed", ended=time.time())
+    say(folder, "1_cohort", "started", "patient 1 of 9 prepared", "OSError: [Errno 28] No space left on")
+    assert found(folder, "1_cohort").reason.endswith("after: No space left on")
+
+
 def test_failures_of_a_run_that_is_just_ending(folder):
     run_on(folder)
     say(folder, "2_train_fold_0", "started", "failed: diverged")
