@@ -82,11 +82,11 @@ def test_lost_jobs_and_a_lost_controller_change_no_number(place, slurm, finished
     assert outcome(place) == outcome(finished_study)
     assert "resumed after epoch" in log.read_text()
 
-    states = {job["job"]: job["state"] for job in slurm.jobs()}
-    tries = {step: json.loads((jobs / f"{step}.json").read_text()) for step in ("2_train_fold_0", "evaluation")}
-    ends = [states[job["job"]] for job in tries["2_train_fold_0"]]
-    assert ends in (["CANCELLED", "COMPLETED"], ["FAILED", "COMPLETED"])
-    assert [states[job["job"]] for job in tries["evaluation"]] == ["FAILED", "COMPLETED"]
+    states = {rule: [] for rule in ("train_fold_wildcards_0", "evaluation")}
+    for job in sorted(slurm.jobs(), key=lambda job: int(job["job"])):
+        states.setdefault(job["rule"].removeprefix("rule_"), []).append(job["state"])
+    assert states["train_fold_wildcards_0"] in (["CANCELLED", "COMPLETED"], ["FAILED", "COMPLETED"])
+    assert states["evaluation"] == ["FAILED", "COMPLETED"]  # more memory than it asked for, then enough
     assert {job["node"] for job in slurm.jobs() if "train_fold" in job["rule"]} == {"node1", "node2"}
 
     assert {job["rule"].split("_")[1] for job in slurm.jobs()} >= {
