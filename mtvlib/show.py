@@ -34,6 +34,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from IPython.display import display
 from PIL import Image
@@ -278,13 +279,21 @@ def _for_format(data: dict[str, Any], about: dict[str, Any], to: str) -> dict[st
 
 def _interactive(figure: go.Figure, label: str, alt: str, fallback: str) -> str:
     width = figure.layout.width or 700
-    spec = json.loads(figure.to_json())
+    spec = json.loads(figure.to_json(), object_hook=_single_precision)
     spec["layout"].pop("width", None)  # the page decides, up to the width of the static twin
     values = {"figure": _script_json(spec), "dark": _script_json(palette.DARK), "box": f"plot-{label}"}
     script = _WAIT_FOR_PLOTLY % values
     style = f"max-width:{width}px;min-width:{min(width, 560)}px;margin:auto"
     box = f'<div id="plot-{label}" role="img" aria-label="{html.escape(alt)}" style="{style}">{fallback}</div>'
     return f'<div style="overflow-x:auto">{box}</div>\n<script>{script}</script>'
+
+
+def _single_precision(value: dict[str, Any]) -> dict[str, Any]:
+    """An array of plotly's JSON in half the bytes: seven digits are more than a screen shows."""
+    if value.get("dtype") != "f8":
+        return value
+    numbers = np.frombuffer(base64.b64decode(value["bdata"]), "<f8").astype("<f4")
+    return value | {"dtype": "f4", "bdata": base64.b64encode(numbers.tobytes()).decode()}
 
 
 def _script_json(value: Any) -> str:
