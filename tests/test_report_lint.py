@@ -18,17 +18,17 @@ IGNORED = ("citation-nonbreaking-space",)
 CROSS_REFERENCE = re.compile(r"Cross-reference label '@((?:fig|tbl)-[\w-]+)' not found")
 
 
-def lint(folder: Path) -> list[str]:
-    """What the linter finds in the .qmd files of a folder, a line each."""
+def lint(folder: Path, *files: str) -> list[str]:
+    """What the linter finds in the .qmd files of a folder, or in `files`, a line each."""
     program = shutil.which("panache", path=str(Path(sys.executable).parent)) or shutil.which("panache")
     if program is None:
         pytest.skip("panache is not installed")
     ignored = [word for name in IGNORED for word in ("--ignore", name)]
     done = subprocess.run(
-        [program, "lint", ".", "--message-format", "short", "--no-color", *ignored],
+        [program, "lint", *(files or ["."]), "--message-format", "short", "--no-color", *ignored],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    return [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\.qmd:\d+:\d+: ", line)]
+    return [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\.(qmd|yml):\d+:\d+: ", line)]
 
 
 @pytest.fixture
@@ -55,6 +55,8 @@ def test_the_linter_finds_what_is_broken(tmp_path):
     (tmp_path / "page.qmd").write_text("# Title\n\n### Skipped a level\n\nSee @fig-nowhere and [a link][nowhere].\n")
     found = " ".join(lint(tmp_path))
     assert "heading-hierarchy" in found
+    (tmp_path / "_quarto.yml").write_text("project:\n  type: book\nbook:\n  chapters: [index.qmd\n")
+    assert "yaml-parse-error" in " ".join(lint(tmp_path, "_quarto.yml"))
     assert CROSS_REFERENCE.search(found)[1] == "fig-nowhere"
 
 
@@ -65,3 +67,4 @@ def test_the_books_file_is_yaml_whose_chapters_and_files_exist(book):
     assert all((book / file).exists() for file in (settings["bibliography"], "theme/report.scss", "theme/dark.scss"))
     assert settings["format"]["html"]["plotly-connected"] is False
     assert "{{" not in text
+    assert lint(book, "_quarto.yml") == []
