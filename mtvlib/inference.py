@@ -222,22 +222,6 @@ def predict_probabilities(
     return whole
 
 
-def predict_with_each(
-    networks: Sequence[Network | BothSides], inputs: np.ndarray, depth: int, stride: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """What `predict_probabilities` gives, and the label map of each network by itself (M, x, y, z) uint8.
-
-    The networks see each window once; their maps are stitched beside the mean's, which takes M + 1 times the memory of
-    the slices that are not finished yet.
-    """
-    means, labels = [], []
-    for _, slab in _slabs(predictor_of_each(networks), networks, inputs, depth, stride):
-        mean, each = _mean_and_labels(slab, len(networks))
-        means.append(mean)
-        labels.append(each)
-    return np.concatenate(means, axis=-1), np.concatenate(labels, axis=-1)
-
-
 def _mean_and_labels(slab: np.ndarray, networks: int) -> tuple[np.ndarray, np.ndarray]:
     """Of what `predictor_of_each` gives: the mean (K, x, y, z), and each network's labels (M, x, y, z)."""
     maps = slab.reshape(networks + 1, -1, *slab.shape[1:])

@@ -22,24 +22,6 @@ def gaussian_window(shape: Sequence[int]) -> np.ndarray:
     return window
 
 
-def stitch(
-    predict: Callable[[torch.Tensor], torch.Tensor],
-    inputs: torch.Tensor,
-    depth: int,
-    starts: Sequence[int],
-    *,
-    windows_at_once: int = 1,
-) -> torch.Tensor:
-    """The whole map of `stitched_slabs`: (K, X, Y, Z) float32 on the inputs' device, slice after slice in memory."""
-    whole: torch.Tensor | None = None
-    for first, slab in stitched_slabs(predict, inputs, depth, starts, windows_at_once=windows_at_once):
-        if whole is None:
-            whole = _by_slices(slab.shape[0], *inputs.shape[1:], device=inputs.device)
-        whole[..., first : first + slab.shape[-1]] = slab
-    assert whole is not None
-    return whole
-
-
 def stitched_slabs(
     predict: Callable[[torch.Tensor], torch.Tensor],
     inputs: torch.Tensor,

@@ -205,9 +205,16 @@ def test_models_of_other_preprocessing_are_refused(tmp_path):
         inference.check_preprocessing([model], PARAMS.model_copy(update={"spacing_mm": 3.0}))
 
 
+def with_each(networks, inputs):
+    """The mean (K, x, y, z) and each network's labels (M, x, y, z), as they become votes."""
+    slabs = inference._slabs(inference.predictor_of_each(networks), networks, inputs, 16, 4)
+    parts = [inference._mean_and_labels(slab, len(networks)) for _, slab in slabs]
+    return [np.concatenate(part, axis=-1) for part in zip(*parts, strict=True)]
+
+
 def test_the_mean_is_the_same_to_the_last_bit_with_and_without_the_maps_of_each(inputs):
     networks = [build(network_config(PARAMS), seed).eval() for seed in (1, 2, 3)]
-    mean, labels = inference.predict_with_each(networks, inputs, 16, 4)
+    mean, labels = with_each(networks, inputs)
     np.testing.assert_array_equal(mean, probabilities(networks, inputs))
     for network, own in zip(networks, labels, strict=True):
         np.testing.assert_array_equal(own, inference.predict_labels(probabilities([network], inputs)))
@@ -238,7 +245,7 @@ def test_the_maps_that_are_kept_are_those_of_the_whole_volume(inputs, seeds):
     np.testing.assert_array_equal(maps["probability"], inference.quantised_lesion_probability(whole))
     assert ("votes" in maps) == (len(seeds) > 1)
     if len(seeds) > 1:
-        each = inference.predict_with_each(networks, inputs, 16, 4)[1]
+        each = with_each(networks, inputs)[1]
         np.testing.assert_array_equal(maps["votes"], inference.votes(each))
 
 
