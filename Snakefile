@@ -139,6 +139,32 @@ rule train_fold:
         "{STEP} 2_train_fold_{wildcards.fold} >> {log} 2>&1"
 
 
+# As `prepare`, after the folds.
+rule predict:
+    input:
+        "cohort.csv",
+        "volumes/prepared.csv",
+        expand("folds/{fold}/weights.safetensors", fold=FOLDS),
+        expand("folds/{fold}/model.json", fold=FOLDS),
+    output:
+        "batches/3_predict_{part}_of_{parts}.txt",
+    wildcard_constraints:
+        part=r"\d+",
+        parts=r"\d+",
+    params:
+        code=steps.code_fingerprint("3_predict_0_of_1"),
+        values=PARAMS.part(params.PREDICTION),
+    threads: PARAMS.threads
+    resources:
+        gpu=asks("gpu", "3_predict_{part}_of_{parts}"),
+        mem_mb=asks("mem_mb", "3_predict_{part}_of_{parts}"),
+        runtime=asks("minutes", "3_predict_{part}_of_{parts}"),
+    log:
+        "logs/3_predict_{part}_of_{parts}.log",
+    shell:
+        "{STEP} 3_predict_{wildcards.part}_of_{wildcards.parts} >> {log} 2>&1"
+
+
 rule external_testing:
     input:
         "cohort.csv",

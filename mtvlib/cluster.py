@@ -72,7 +72,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def batches(profile: Path, patients: int) -> int:
-    """Jobs over which the preparation is spread: `patients_per_job` of the profile's own file mtv.yaml in each."""
+    """Jobs over which work on so many patients is spread: `patients_per_job` of the profile's file mtv.yaml in each."""
     file = profile / "mtv.yaml" if profile.is_dir() else profile.with_name("mtv.yaml")
     each = _read(file).get("patients_per_job", PATIENTS_PER_JOB) if file.exists() else PATIENTS_PER_JOB
     if not isinstance(each, int) or each < 1:

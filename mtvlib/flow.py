@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pandas as pd
+
 import mtvlib.params
 from mtvlib import cluster, devices, lease, status
-from mtvlib.cohort import FILES, read_cohort
+from mtvlib.cohort import FILES, assign_folds, read_cohort
 from mtvlib.errors import InputError, MtvError, WorkError
 from mtvlib.files import read_table
-from mtvlib.graph import PREPARE
+from mtvlib.graph import PREDICT, PREPARE
 from mtvlib.prepare import OVERVIEW, RECORD
 from mtvlib.steps import RUN, TRAIN_FOLD, devices_of, die_with_parent, project_root
 from mtvlib.study import VIEWER_INDEX, Study, check_folder
@@ -52,27 +54,32 @@ def run_study(
     params = mtvlib.params.read(params_file)
     params = params.model_copy(update={"device": device} if device else {})
     study, chosen = Study(params), _profile(profile) if profile else None
-    patients = len(read_cohort(study.source, params))
+    cohort = read_cohort(study.source, params)
     check_folder(study.folder)
     if resume:
         check_resumable(study)
     with only_run(study.folder), status.recorded(study.folder, command or f"mtv run {params_file}"):
         mtvlib.params.write(params, study.folder / "params.yml")
         forget_lost_files(study)
-        batches = _batches(study, chosen, patients)
-        if batches:
+        for batches in _batches(study, chosen, cohort):
             _snakemake(study, 1, chosen, show, batches)
         _snakemake(study, cores or os.cpu_count() or 1, chosen, show)
     return study
 
 
-def _batches(study: Study, profile: Path | None, patients: int) -> list[str]:
-    """What a cluster makes before the rest, so that step 1 finds its patients prepared; none where they already are."""
+def _batches(study: Study, profile: Path | None, cohort: pd.DataFrame) -> Iterator[list[str]]:
+    """What a cluster makes before the rest, so that steps 1 and 3 find their patients done; none that already are."""
     if profile is None or cluster.executor_of(profile) is None:
-        return []
-    number, folder = cluster.batches(profile, patients), study.folder / "batches"
-    needed = number > 1 and (folder.exists() or not (study.volumes / "prepared.csv").exists())
-    return [f"batches/{PREPARE}_{part}_of_{number}.txt" for part in range(number if needed else 0)]
+        return
+    made = {path.name.partition("_of_")[0].rpartition("_")[0] for path in (study.folder / "batches").glob("*.txt")}
+    external = int((assign_folds(cohort, study.params)["split"] == "external_testing").sum())
+    for name, patients, index in (
+        (PREPARE, len(cohort), study.volumes / "prepared.csv"),
+        (PREDICT, external, study.predictions / "external.csv"),
+    ):
+        number = cluster.batches(profile, patients)
+        if number > 1 and (name in made or not index.exists()):
+            yield [f"batches/{name}_{part}_of_{number}.txt" for part in range(number)]
 
 
 def check_resumable(study: Study) -> None:

@@ -11,7 +11,9 @@ CHAPTERS = (
 TRAIN_FOLD = "2_train_fold"
 MODULES = {"evaluation": "mtvlib.evaluation", "manifest": "mtvlib.changes"}  # steps that are no notebooks
 _PRODUCTS = {"evaluation": "results/summary.json", "manifest": "manifest.json"}
-PREPARE = "1_prepare"  # on a cluster: a batch of patients, before 1_cohort, which then finds them done
+# On a cluster: a batch of patients, before the step that then finds them done.
+PREPARE, PREDICT = "1_prepare", "3_predict"
+_BATCHES = {PREPARE: "prepare", PREDICT: "predict"}
 _RULES = {"1_cohort": "cohort", "3_external_testing": "external_testing"}
 
 
@@ -33,8 +35,8 @@ def notebook_of(step: str) -> tuple[str, dict[str, int]]:
 
 
 def part_of(step: str) -> tuple[int, int] | None:
-    """Number of a batch and of all batches of the preparation, from `1_prepare_0_of_3`; None for another step."""
-    found = re.fullmatch(rf"{PREPARE}_(\d+)_of_(\d+)", step)
+    """Number of a batch and of all batches of its kind, from `1_prepare_0_of_3`; None for a step that is no batch."""
+    found = re.fullmatch(rf"(?:{'|'.join(_BATCHES)})_(\d+)_of_(\d+)", step)
     return (int(found.group(1)), int(found.group(2))) if found else None
 
 
@@ -48,5 +50,5 @@ def rule_of(step: str) -> str:
     if step in CHAPTERS:
         return "chapter"
     if part_of(step):
-        return "prepare"
+        return _BATCHES[step.rsplit("_", 3)[0]]
     return "train_fold" if notebook_of(step)[1] else _RULES.get(step, step)

@@ -31,7 +31,7 @@ from mtvlib.patching import pad_axially, window_starts
 from mtvlib.prepare import load_patient, read_record
 from mtvlib.stitching import stitched_slabs
 from mtvlib.study import Study
-from mtvlib.training import Training, training_params, use_processor
+from mtvlib.training import Training, choose_device, training_params, use_processor
 from mtvlib.volume import to_image, write_image
 
 WEIGHTS_FILE, MODEL_FILE = "weights.safetensors", "model.json"
@@ -130,6 +130,12 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
     # Channels last: the paper's network takes an eighth less time so on a processor, and less on a graphics card too.
     network = network.to(device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
     return Model(BothSides(network) if about.get("prediction", {}).get("test_time_flip") else network, about)
+
+
+def study_models(study: Study) -> list[Model]:
+    """The models of a study's folds, where its parameter `device` says."""
+    chosen = choose_device(study.params.device)
+    return [load_model(study.fold_folder(fold), chosen) for fold in range(study.params.folds)]
 
 
 def _read_about(path: Path) -> dict[str, Any]:
@@ -290,17 +296,17 @@ def predict_patients(
     models: Sequence[Model],
     study: Study,
     patients: Sequence[str],
-    index: Path,
+    index: Path | None = None,
     *,
     say: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
     """Delineate prepared patients by the mean of `models` into the study's `predictions/<patient>.nii.gz`.
 
     Beside each label map stay the probability of a lesion (`predictions/probability/`, `quantised_lesion_probability`)
-    and, of several models, who of them calls a voxel a lesion (`predictions/votes/`, `votes`). `index` is written last:
-    a table of patient, sha256 of the files (empty for none) and number of models, so that what depends on them can
-    tell whether they changed. Returns it. A patient whose maps were made by the same weights and code from the same
-    images keeps them; `predictions/made/` says what they were made from.
+    and, of several models, who of them calls a voxel a lesion (`predictions/votes/`, `votes`). `index` is written
+    last, where a path is given: a table of patient, sha256 of the files (empty for none) and number of models, so that
+    what depends on them can tell whether they changed. Returns it. A patient whose maps were made by the same weights
+    and code from the same images keeps them; `predictions/made/` says what they were made from.
     """
     check_preprocessing(models, study.params)
     use_processor(study.params.threads)
@@ -314,7 +320,8 @@ def predict_patients(
         rows.append(row)
         say(f"patient {number} of {len(patients)} delineated")
     table = pd.DataFrame(rows, columns=INDEX_COLUMNS)
-    write_text(index, table.to_csv(index=False))
+    if index is not None:
+        write_text(index, table.to_csv(index=False))
     return table
 
 

@@ -175,11 +175,6 @@ class Params(BaseModel):
     dice_background: bool = Field(False, description="background counts in the Dice loss; choice")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs; choice")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of training; choice")
-    channels_last: bool = Field(
-        False,
-        description="channels last in memory: about twice as fast on a processor at the paper's size, slower with "
-        "small patches, the same but for rounding (a CUDA device always has it); choice",
-    )
     compile: bool = Field(
         False,
         description="torch.compile the network, on CUDA with CUDA graphs: pays where compiling (minutes) is short "
@@ -192,8 +187,8 @@ class Params(BaseModel):
     )
     checkpoint_activations: bool = Field(
         False,
-        description="compute inner activations twice instead of keeping them, to save memory: the same step, a third "
-        "slower; choice",
+        description="compute convolutions inside residual units twice instead of keeping what they gave, to save "
+        "memory: the same step, a sixth slower; choice",
     )
     devices_per_fold: Positive = Field(
         1,
@@ -339,7 +334,6 @@ TRAINING = (
     "dice_smooth",
     "dice_background",
     "precision",
-    "channels_last",
     "compile",
     "accumulate",
     "devices_per_fold",

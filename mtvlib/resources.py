@@ -20,7 +20,7 @@ SOURCE_MB = 3000  # PET and CT of one patient at full resolution, as numbers and
 CHAPTER_MB_PER_PATIENT = 2
 VOLUMES_MB_AT_MOST = 32_000  # what does not fit into memory is read from a file (patching.Store)
 COPIES = (
-    21  # activations of a training step in units of its first level's, by following every tensor (docs/training.md)
+    14  # activations of a training step in units of its first level's, by following every tensor (docs/training.md)
 )
 RATE_OF_THREAD, RATE_OF_DEVICE = 1e8, 1e10  # voxels x filters^2 trained in a second, on the slow side
 MOST_FACTOR = 8  # of memory, over all attempts
@@ -60,7 +60,7 @@ def _memory(rule: str, params: Params, patients: int, on_device: bool) -> float:
     if rule == "train_fold":
         inputs = min(VOLUMES_MB_AT_MOST, patients * volume_mb(params))
         return inputs + (0 if on_device else _step_mb(params))
-    if rule == "external_testing":
+    if rule in ("external_testing", "predict"):
         return 16 * (params.folds + 1) * volume_mb(params)
     return CHAPTER_MB_PER_PATIENT * patients
 

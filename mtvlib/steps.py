@@ -31,12 +31,13 @@ from mtvlib.graph import CHAPTERS as CHAPTERS  # as: whoever knows the steps kno
 from mtvlib.graph import MODULES as MODULES
 from mtvlib.graph import TRAIN_FOLD as TRAIN_FOLD
 from mtvlib.graph import notebook_of as notebook_of
-from mtvlib.graph import part_of
+from mtvlib.graph import part_of, rule_of
 from mtvlib.graph import step_names as step_names
 from mtvlib.params import Params
 from mtvlib.study import Study
 
 RUN = "MTV_RUN"  # in the environment: which run of the study has started this step
+_MODULES_OF_BATCHES = {"prepare": "mtvlib.prepare", "predict": "mtvlib.inference"}
 HASHES = ".images.json"  # in the study's folder: what the images' contents were at the last look
 
 
@@ -52,8 +53,8 @@ def notebook_path(step: str) -> Path:
 
 def devices_of(step: str, params: Params) -> int:
     """Graphics cards that a step wants, where there are any."""
-    wanted = {TRAIN_FOLD: params.devices_per_fold, "3_external_testing": 1}
-    return 0 if params.device == "cpu" else wanted.get(notebook_of(step)[0], 0)
+    wanted = {"train_fold": params.devices_per_fold, "external_testing": 1, "predict": 1}
+    return 0 if params.device == "cpu" else wanted.get(rule_of(step), 0)
 
 
 # --- what a step depends on
@@ -61,10 +62,9 @@ def devices_of(step: str, params: Params) -> int:
 
 def code_fingerprint(step: str) -> str:
     """Hash of the step's own code: its notebook's cells and every module of mtvlib that these import, in turn."""
-    if part_of(step):
-        return fingerprint.of_modules(["mtvlib.prepare"])
-    if step in MODULES:
-        return fingerprint.of_modules([MODULES[step]])
+    module = MODULES.get(step) or _MODULES_OF_BATCHES.get(rule_of(step))
+    if module:
+        return fingerprint.of_modules([module])
     return fingerprint.of_notebook(notebook_path(step))
 
 
@@ -169,10 +169,7 @@ def _attempt(study: Study, step: str) -> None:
 def _work(study: Study, step: str) -> None:
     part = part_of(step)
     if part:
-        from mtvlib.cohort import assign_folds
-        from mtvlib.prepare import prepare_part
-
-        prepare_part(study, assign_folds(read_cohort(study.source), study.params), *part, say=study.say(step))
+        _batch(study, step, *part)
         write_text(study.folder / "batches" / f"{step}.txt", "done\n")
     elif step == "evaluation":
         from mtvlib.evaluation import evaluate_study
@@ -186,6 +183,20 @@ def _work(study: Study, step: str) -> None:
         record(study)
     else:
         run_notebook(study, step)
+
+
+def _batch(study: Study, step: str, part: int, parts: int) -> None:
+    """Every `parts`th patient from the `part`th on, for the step that follows."""
+    if rule_of(step) == "prepare":
+        from mtvlib.cohort import assign_folds
+        from mtvlib.prepare import prepare_part
+
+        prepare_part(study, assign_folds(read_cohort(study.source), study.params), part, parts, say=study.say(step))
+    else:
+        from mtvlib.inference import predict_patients, study_models
+
+        patients = study.patients_of("external_testing")[part::parts]
+        predict_patients(study_models(study), study, patients, say=study.say(step))
 
 
 def run_notebook(study: Study, step: str) -> Path:

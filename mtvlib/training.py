@@ -111,15 +111,11 @@ def use_processor(threads: int) -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def channels_last(params: Params, device: torch.device) -> bool:
-    return params.channels_last or device.type == "cuda"
-
-
 def start(params: Params, fold: int, device: torch.device) -> Training:
     """A training before its first epoch."""
-    network = build(network_config(params), seed=params.seed * 1000 + fold).to(device)
-    if channels_last(params, device):
-        network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network = build(network_config(params), seed=params.seed * 1000 + fold)
+    # Convolutions read channels last fastest: a tenth to a quarter less time for a step on a processor.
+    network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     network.checkpoint_activations = params.checkpoint_activations
     mean = None if params.ema is None else copy.deepcopy(network)
     training = Training(network, make_optimizer(network, params), mean, [], 0, {})
@@ -306,7 +302,7 @@ def train_epoch(training: Training, pool: PatchPool, params: Params, fold: int, 
     record = Record(pool, fold, epoch)
     steps = batches(pool.with_lesion, params, fold, epoch)
     flips = np.random.default_rng([params.seed, fold, epoch, 1]).random((len(steps), params.batch_size)) < 0.5
-    augmented, in_order = augmentation_wanted(params), channels_last(params, pool.device)
+    augmented = augmentation_wanted(params)
     for step, (batch, flip) in enumerate(zip(steps, flips, strict=True)):
         part = ranks.part(len(batch))
         inputs, labels = pool.batch(batch[part])
@@ -315,8 +311,7 @@ def train_epoch(training: Training, pool: PatchPool, params: Params, fold: int, 
             inputs, labels = mirror(inputs, chosen, 2), mirror(labels, chosen, 1)
         if augmented:
             inputs, labels = augment(inputs, labels, params, [params.seed, fold, epoch, 2, step], part.start)
-        if in_order:
-            inputs = inputs.contiguous(memory_format=torch.channels_last_3d)
+        inputs = inputs.contiguous(memory_format=torch.channels_last_3d)
         set_learning_rate(training.optimizer, learning_rate(params, epoch - 1 + (step + 0.5) / len(steps)))
         loss = step_gradient(training, inputs, labels, params, ranks, len(batch))
         norm = limit_gradient(training.network, params.gradient_clip)

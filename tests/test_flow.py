@@ -36,7 +36,9 @@ JOBS = (
 def here(tmp_path, monkeypatch):
     """A folder with the parameters and the cohort of a study of two folds, and no Snakemake."""
     monkeypatch.chdir(tmp_path)
-    write_table(tmp_path / "cohort.csv", [tiny_row(tmp_path, f"P{i}", seed=i) for i in range(4)])
+    rows = [tiny_row(tmp_path, f"P{i}", seed=i) for i in range(4)]
+    rows += [tiny_row(tmp_path, f"E{i}", seed=i, cohort="external", site=f"Rome {i}") for i in range(3)]
+    write_table(tmp_path / "cohort.csv", rows)
     (tmp_path / "x.yml").write_text(yaml.safe_dump(VALUES | {"folds": 2, "threads": 1}))
     monkeypatch.setattr(flow, "_snakemake", lambda *_: None)
     return tmp_path
@@ -242,22 +244,23 @@ def asked(here, monkeypatch):
     return calls
 
 
-def test_a_cluster_prepares_in_batches_first_and_this_computer_does_not(asked):
+def test_a_cluster_prepares_and_predicts_in_batches_first_and_this_computer_does_not(asked):
     study = run(profile="mine")
     patients = len(read_cohort(study.source))
-    ((targets,), rest) = asked
-    assert len(targets) == -(-patients // 2)
-    assert targets[0] == f"batches/1_prepare_0_of_{len(targets)}.txt"
+    ((prepare,), (predict,), rest) = asked
+    assert prepare == [f"batches/1_prepare_{part}_of_4.txt" for part in range(-(-patients // 2))]
+    assert predict == ["batches/3_predict_0_of_2.txt", "batches/3_predict_1_of_2.txt"]  # three external patients
     assert rest == ()
     asked.clear()
     run()
     assert asked == [()]
 
 
-def test_a_study_that_was_prepared_elsewhere_needs_no_batches(asked):
+def test_a_study_that_was_done_elsewhere_needs_no_batches(asked):
     study = run()
-    study.volumes.mkdir()
-    (study.volumes / "prepared.csv").write_text("patient\n")
+    for index in (study.volumes / "prepared.csv", study.predictions / "external.csv"):
+        index.parent.mkdir()
+        index.write_text("patient\n")
     asked.clear()
     run(profile="mine")
     assert asked == [()]
@@ -442,7 +445,7 @@ def test_a_cohort_that_can_only_be_read_is_enough(here):
     with read_only(here / "images"):
         study = run()
         cohort = assign_folds(read_cohort("cohort.csv", study.params), study.params)
-        assert len(prepare_cohort(study, cohort, say=lambda line: None)) == 4
+        assert len(prepare_cohort(study, cohort, say=lambda line: None)) == 7
         assert len(source_fingerprint(study)) == 16
 
 

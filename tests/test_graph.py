@@ -27,4 +27,6 @@ def test_the_snakefile_has_the_steps_rule_and_product(step):
 def test_a_batch_is_told_from_other_steps():
     assert graph.part_of("1_prepare_2_of_13") == (2, 13)
     assert graph.rule_of("1_prepare_2_of_13") == "prepare"
+    assert graph.part_of("3_predict_0_of_4") == (0, 4)
+    assert graph.rule_of("3_predict_0_of_4") == "predict"
     assert [graph.part_of(step) for step in graph.step_names(2)] == [None] * len(graph.step_names(2))

@@ -3,7 +3,16 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtvlib.network import BothSides, Network, NetworkConfig, SelfAttention, build, count_parameters
+from mtvlib.network import (
+    BothSides,
+    InstanceNorm,
+    Network,
+    NetworkConfig,
+    ResidualUnit,
+    SelfAttention,
+    build,
+    count_parameters,
+)
 
 SMALL = NetworkConfig(patch_shape=(32, 32, 16), filters=(4, 8, 8, 16, 16), units_per_level=1, attention_heads=4)
 
@@ -180,3 +189,41 @@ def test_both_sides_are_the_mean_of_two_looks():
     torch.testing.assert_close(found, (straight + mirrored.flip(2)) / 2, atol=1e-6, rtol=1e-5)
     assert float((straight - found).abs().max()) > 0.01
     torch.testing.assert_close(torch.softmax(BothSides(network)(x.flip(2)), 1), found.flip(2), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("patches", [1, 3])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last_3d])
+def test_instance_normalisation_is_that_of_pytorch_with_its_gradients(patches, order):
+    norm, given = InstanceNorm(6), torch.randn(patches, 6, 5, 4, 3, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.uniform_(-1, 1)
+    upstream = torch.rand(given.shape)
+    expected, found = [], []
+    for results, normalise in (
+        (expected, lambda x: F.instance_norm(x, weight=norm.weight, bias=norm.bias, eps=norm.eps)),
+        (found, norm),
+    ):
+        norm.zero_grad()
+        x = given.clone(memory_format=order).requires_grad_()
+        y = normalise(x)
+        y.backward(upstream)
+        results += [y.detach(), x.grad, norm.weight.grad.clone(), norm.bias.grad.clone()]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last_3d])
+def test_what_is_computed_again_for_the_gradient_changes_no_bit(bfloat16, order):
+    unit = ResidualUnit(4, 6).to(memory_format=order)
+    results = []
+    for keep in (True, False):
+        unit.zero_grad()
+        x = torch.randn(2, 4, 8, 8, 4, generator=torch.Generator().manual_seed(1)).to(memory_format=order)
+        x.requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            y = unit(x, keep)
+        y.float().square().sum().backward()
+        results.append([y, x.grad, *(parameter.grad.clone() for parameter in unit.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

@@ -39,7 +39,7 @@ def place(tmp_path_factory, project):
     }
     (folder / "mine").mkdir()
     (folder / "mine" / "config.yaml").write_text(yaml.safe_dump(profile))
-    (folder / "mine" / "mtv.yaml").write_text("patients_per_job: 5")
+    (folder / "mine" / "mtv.yaml").write_text("patients_per_job: 1")
     return folder
 
 
@@ -93,6 +93,7 @@ def test_lost_jobs_and_a_lost_controller_change_no_number(place, slurm, finished
         "prepare",
         "cohort",
         "train",
+        "predict",
         "evaluation",
         "manifest",
     }
