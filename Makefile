@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/mtv report studies/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 report: $(READY)
 	$(BIN)/mtv report studies/demo
@@ -45,6 +45,7 @@ bench: $(READY) $(PEERS)
 	$(BIN)/python -m benchmarks.viewer
 	$(BIN)/python -m benchmarks.reading
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.rehearsal
 	$(BIN)/python -m benchmarks.training --quick
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.prepare
@@ -53,6 +54,7 @@ bench: $(READY) $(PEERS)
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.training --device cuda
 	$(BIN)/python -m benchmarks.inference --device cuda
+	$(BIN)/python -m benchmarks.rehearsal --full --epochs 5
 
 # Real images (../shared/data/sts) through both of our protocols and nnU-Net; about 35 minutes on two idle cores, resumed after a kill.
 bench-sts: $(READY) $(PEERS)

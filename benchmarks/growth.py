@@ -31,7 +31,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from benchmarks.evaluate import blob
-from benchmarks.measure import run, write_table
+from benchmarks.measure import costs_of_steps, mtv, run, spent, together, write_table
 from mtvlib import leakage, params, steps
 from mtvlib.files import write_json, write_text
 from mtvlib.study import Study
@@ -114,11 +114,6 @@ def _make_patient(number: int, external: bool, folder: Path) -> dict[str, object
 # --- the study
 
 
-def mtv(*arguments: object) -> tuple[float, float]:
-    """Seconds and peak memory, MB, of a command."""
-    return run([sys.executable, "-m", "mtvlib.cli", *map(str, arguments)])
-
-
 def grow(patients: int, home: Path, cores: int) -> dict[str, Any]:
     """Run a study of that many patients and measure it; what was measured before is read."""
     folder = home / str(patients)
@@ -129,7 +124,7 @@ def grow(patients: int, home: Path, cores: int) -> dict[str, Any]:
     write_text(folder / "growth.yml", PARAMS.format(cohort=cohort, studies=folder / "studies"))
     study = folder / "studies" / "growth"
     planned = _once(folder / "planned.json", lambda: plan(folder / "growth.yml"))
-    seconds = _spent(folder / "seconds.json", mtv("run", folder / "growth.yml", "--cores", cores)[0])
+    seconds = spent(folder / "seconds.json", mtv("run", folder / "growth.yml", "--cores", cores)[0])
     again, planner_mb = mtv("run", folder / "growth.yml", "--cores", cores)
     report_s, report_mb = mtv("report", study)
     found = {
@@ -139,7 +134,7 @@ def grow(patients: int, home: Path, cores: int) -> dict[str, Any]:
         "seconds": seconds,
         "again": again,
         "planner_mb": planner_mb,
-        "steps": _steps(study),
+        "steps": costs_of_steps(study),
         "report": {"seconds": report_s, "peak_memory_mb": report_mb},
         "results_mb": _size_mb(study / "results"),
         "report_mb": _size_mb(study / "report"),
@@ -168,26 +163,8 @@ def _once(record: Path, measure: Callable[[], float]) -> float:
     return json.loads(record.read_text(encoding="utf-8"))
 
 
-def _spent(record: Path, seconds: float) -> float:
-    """Seconds of the run and of those before it that were stopped."""
-    seconds += json.loads(record.read_text(encoding="utf-8")) if record.exists() else 0
-    write_text(record, json.dumps(seconds))
-    return seconds
-
-
-def _steps(study: Path) -> dict[str, dict[str, float]]:
-    logs = [path for path in (study / "logs").glob("*.json") if not path.name.endswith(".error.json")]
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in logs}
-
-
 def _size_mb(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-
-
-def _group(steps: dict[str, dict[str, float]], prefixes: tuple[str, ...]) -> tuple[float, float]:
-    """Seconds of the steps that begin so, added up, and the largest peak memory of one, MB."""
-    chosen = [cost for name, cost in steps.items() if name.startswith(prefixes)]
-    return sum(cost["seconds"] for cost in chosen), max((cost["peak_memory_mb"] for cost in chosen), default=0)
 
 
 # --- what bent
@@ -250,7 +227,7 @@ def table(found: list[dict], bends: list[tuple[int, float, float]]) -> list[str]
         row(name, cells, *(exponent(found, lambda one, i=i: of(one)[i]) for i in (0, 1)))
 
     for name, prefixes in GROUPS.items():
-        costs(name, lambda one, prefixes=prefixes: _group(one["steps"], prefixes))
+        costs(name, lambda one, prefixes=prefixes: together(one["steps"], prefixes))
     costs("report", lambda one: (one["report"]["seconds"], one["report"]["peak_memory_mb"]))
     row(
         "whole run, wall clock",

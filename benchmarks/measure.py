@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -44,6 +45,30 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return seconds, float(done.stdout.splitlines()[-1])
+
+
+def mtv(*arguments: object) -> tuple[float, float]:
+    """Seconds and peak memory, MB, of a command."""
+    return run([sys.executable, "-m", "mtvlib.cli", *map(str, arguments)])
+
+
+def spent(record: Path, seconds: float) -> float:
+    """Seconds of the run and of those before it that were stopped."""
+    seconds += json.loads(record.read_text(encoding="utf-8")) if record.exists() else 0
+    record.write_text(json.dumps(seconds), encoding="utf-8")
+    return seconds
+
+
+def costs_of_steps(study: Path) -> dict[str, dict[str, float]]:
+    """`seconds`, `cpu_seconds` and `peak_memory_mb` of each step of a study, by its name."""
+    logs = [path for path in (study / "logs").glob("*.json") if not path.name.endswith(".error.json")]
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in logs}
+
+
+def together(steps: dict[str, dict[str, float]], prefixes: tuple[str, ...]) -> tuple[float, float]:
+    """Seconds of the steps that begin so, added up, and the largest peak memory of one, MB."""
+    chosen = [cost for name, cost in steps.items() if name.startswith(prefixes)]
+    return sum(cost["seconds"] for cost in chosen), max((cost["peak_memory_mb"] for cost in chosen), default=0)
 
 
 def side_by_side(commands: Mapping[str, Callable[[], tuple[float, float]]], rounds: int) -> dict[str, Runs]:

@@ -79,11 +79,11 @@ def _step_mb(params: Params) -> float:
 def _minutes(rule: str, params: Params, patients: int, gpu: int) -> float:
     if rule == "train_fold":
         rate = RATE_OF_DEVICE * gpu if gpu else RATE_OF_THREAD * params.threads
-        return 2 * _training_work(params, patients) / rate / 60 + patients
+        return 2 * training_work(params, patients) / rate / 60 + patients
     return 2 * patients / (params.threads if rule in ("cohort", "prepare") else 1)
 
 
-def _training_work(params: Params, patients: int) -> float:
+def training_work(params: Params, patients: int) -> float:
     """Voxels x filters^2 of a whole training; how often a voxel is seen in an epoch depends on the stride."""
     slices = params.axial_mm / params.spacing_mm
     patches = patients * max(1.0, slices / params.patch_stride)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from mtvlib.volume import Grid, to_image, write_image
 
@@ -81,10 +83,18 @@ def renew_pictures(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny cohort and its finished study, `studies/tiny`; not to be changed: copy it."""
+    """A folder with a tiny cohort and its finished study, `studies/tiny`; not to be changed: copy it.
+
+    Made once for all of pytest's workers, by the first that asks for it.
+    """
     from tests.study.test_whole_study import run, write_inputs
 
-    folder = tmp_path_factory.mktemp("finished")
-    write_inputs(folder)
-    assert run(folder)[0] == "1_cohort"
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / "finished"
+    with FileLock(base / "finished.lock"):
+        if not folder.exists():
+            write_inputs(base / "being_made")
+            assert run(base / "being_made")[0] == "1_cohort"
+            (base / "being_made").rename(folder)
     return folder
