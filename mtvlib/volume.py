@@ -17,6 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
+import cc3d
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
@@ -653,10 +654,10 @@ def find_brain(pet: sitk.Image, sections: BodySections) -> Brain | None:
 
 
 def _brains(hot: np.ndarray, grid: Grid, sections: BodySections) -> Iterator[Brain]:
-    numbers, n = ndimage.label(hot)
-    volumes = np.bincount(numbers.ravel(), minlength=n + 1) * grid.voxel_ml
-    for number, box in enumerate(ndimage.find_objects(numbers), start=1):
-        if _BRAIN_PART_ML <= volumes[number] <= _BRAIN_ML[1]:
+    numbers = cc3d.connected_components(hot, connectivity=6)
+    found = cc3d.statistics(numbers, no_slice_conversion=False)
+    for number, (voxels, box) in enumerate(zip(found["voxel_counts"], found["bounding_boxes"], strict=True)):
+        if number and _BRAIN_PART_ML <= voxels * grid.voxel_ml <= _BRAIN_ML[1]:
             brain = _as_brain(numbers[box] == number, box, grid, sections)
             if brain is not None:
                 yield brain
