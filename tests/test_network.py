@@ -215,12 +215,14 @@ def test_instance_normalisation_is_that_of_pytorch_with_its_gradients(patches, o
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last_3d])
-def test_what_is_computed_again_for_the_gradient_changes_no_bit(bfloat16, order):
-    unit = ResidualUnit(4, 6).to(memory_format=order)
+@pytest.mark.parametrize(("filters", "shape"), [((4, 6), (2, 4, 8, 8, 4)), ((4, 4), (4, 4, 3, 3, 3))])
+def test_what_is_computed_again_for_the_gradient_changes_no_bit(filters, shape, order, bfloat16):
+    """Also where the input has the shape of the weights."""
+    unit = ResidualUnit(*filters).to(memory_format=order)
     results = []
     for keep in (True, False):
         unit.zero_grad()
-        x = torch.randn(2, 4, 8, 8, 4, generator=torch.Generator().manual_seed(1)).to(memory_format=order)
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(memory_format=order)
         x.requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             y = unit(x, keep)
