@@ -72,6 +72,11 @@ class Status:
     def steps_done(self) -> int:
         return sum(step.state == "done" for step in self.steps)
 
+    @property
+    def steps_total(self) -> int:
+        """Without batches, which stand there only while they are at work or have failed."""
+        return sum(graph.part_of(step.step) is None for step in self.steps)
+
 
 # --- the record of a run
 
@@ -112,7 +117,7 @@ def look(folder: Path, *, ended: bool = False) -> Status:
         record, held = record | {"outcome": "failed"}, None
     running = held is not None and held.life == "alive"
     facts = _Facts(folder, values, record, running, _planned(folder / "logs" / "snakemake.log") if record else {})
-    steps = [facts.step(name) for name in graph.step_names(folds)]
+    steps = [*facts.batches(), *(facts.step(name) for name in graph.step_names(folds))]
     steps = _with_estimates(steps, folder)
     state = _outcome(record, held, steps)
     began = record.get("began")
@@ -177,6 +182,12 @@ class _Facts:
     record: Mapping[str, Any]
     running: bool  # the run
     planned: Mapping[str, int]
+
+    def batches(self) -> list[Step]:
+        """Batches of patients, on a cluster, that are at work or have failed."""
+        names = [path.stem for path in sorted((self.folder / "logs").glob("*_of_*.log"))]
+        found = [self.step(name) for name in names if graph.part_of(name)]
+        return [step for step in found if step.state in ("running", "failed")]
 
     def step(self, name: str) -> Step:
         log = self.folder / "logs" / f"{name}.log"
@@ -425,7 +436,7 @@ def heading(status: Status) -> str:
     """The study's state in one line."""
     text = f"Study {status.study}: {status.said}"
     if status.state in ("running", "failed", "stopped", "killed", "silent"):
-        text += f"; {status.steps_done} of {len(status.steps)} steps done"
+        text += f"; {status.steps_done} of {status.steps_total} steps done"
     if status.state == "running" and (status.seconds_left or 0) >= 1:
         text += f", {'at least' if is_bound(status) else 'about'} {seconds_text(status.seconds_left or 0)} left"
     return text + "."
@@ -523,7 +534,7 @@ def as_dict(status: Status) -> dict[str, Any]:
            if step.state == "failed" else {})
         for step in status.steps
     ]  # fmt: skip
-    counts = {"steps_done": status.steps_done, "steps_total": len(status.steps)}
+    counts = {"steps_done": status.steps_done, "steps_total": status.steps_total}
     return asdict(status) | counts | {"seconds_left_is_lower_bound": is_bound(status), "steps": steps}
 
 

@@ -357,3 +357,21 @@ def test_looking_needs_no_heavy_library():
     code = f"import sys; import mtvlib.cli, mtvlib.status; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+# --- batches of patients, on a cluster
+
+
+def test_batches_are_told_while_they_are_at_work_or_have_failed(folder):
+    run_on(folder)
+    finish(folder, "1_prepare_0_of_4")
+    work(folder, "1_prepare_1_of_4", "patient 12 of 50 prepared", job="33")
+    say(folder, "1_prepare_2_of_4", "started", "failed: P7: the PET is truncated")
+    say(folder, "1_prepare_3_of_4", "started", "failed: of a run before", age_s=1000)
+    state = status.look(folder)
+    assert [step.step for step in state.steps if step.state != "waiting"] == ["1_prepare_1_of_4", "1_prepare_2_of_4"]
+    assert status.row(state.steps[0])[:3] == ("1_prepare_1_of_4", "running", "patient 12 of 50 on node7 job 33")
+    assert state.steps_total == len(graph.step_names(2))
+    (failed,) = [step for step in status.as_dict(state)["steps"] if step["state"] == "failed"]
+    assert failed["reason"] == "P7: the PET is truncated"
+    assert failed["repeat"].endswith("1_prepare_2_of_4")
