@@ -29,7 +29,7 @@ from mtvlib.params import Params, from_dict, read, write
 from mtvlib.resources import training_work
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENTS, EXTERNAL = 698, 181
+PATIENTS, EXTERNAL = 698, 181  # of the paper
 REDUCED: dict[str, Any] = {
     "spacing_mm": 5.0,
     "crop_shape": (48, 48),
@@ -79,27 +79,24 @@ def lines_of(found: dict[str, Any], params: Params, patients: int, external: int
     both = patients + external
     folds_s, folds_mb = together(found["steps"], ("2_train_fold",))
     chapters = together(found["steps"], ("4_", "5_", "6_", "7_", "8_", "9_", "10_", "manifest"))
-    rows = [  # name, patients, (seconds, MB), factor to the paper's size
+    title = f"training, {params.folds} folds of {params.epochs} epochs"
+    rows = [  # name, patients, (seconds, MB), factor to the paper's size of as many patients
         ("synthetic patients made", both, found["cohort"], None),
         ("preparation", both, together(found["steps"], ("1_cohort",)), 1.0),
-        (
-            f"training, {params.folds} folds of {params.epochs} epochs",
-            patients,
-            (found["training_s"], folds_mb),
-            training,
-        ),
+        (title, patients, (found["training_s"], folds_mb), training),
         ("test patients of the folds", patients, (folds_s - found["training_s"], folds_mb), network),
         ("external testing, mean of the models", external, together(found["steps"], ("3_",)), network),
         ("evaluation", both, together(found["steps"], ("evaluation",)), voxels),
         ("chapters", both, chapters, voxels),
         ("report", both, found["report"], 1.0),
     ]
+    more = {both: (PATIENTS + EXTERNAL) / both, patients: PATIENTS / patients, external: EXTERNAL / max(1, external)}
     lines = [
         "| step | patients | seconds | patients an hour | peak memory, MB | at the paper's size, hours |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, number, (seconds, peak), factor in rows:
-        then = "" if factor is None else f"{factor * seconds / 3600:.2g}"
+        then = "" if factor is None else f"{factor * more[number] * seconds / 3600:.2g}"
         lines.append(f"| {name} | {number} | {seconds:.0f} | {3600 * number / seconds:.0f} | {peak:.0f} | {then} |")
     return [
         f"{patients} + {external} synthetic patients, {params.folds} folds of {params.epochs} epochs, {cores} cores. "
@@ -131,10 +128,11 @@ def _overlap(params: Params) -> float:
 
 def _remarks(params: Params, paper: Params, found: tuple[float, float, float]) -> list[str]:
     training, network, voxels = found
-    if training == 1:
-        return ["This is the paper's size."]
+    if voxels == 1:
+        return [f"This is the paper's size, but for the epochs; the last column is for {paper.epochs}."]
     return [
-        f"The last column extrapolates to {paper.epochs} epochs, {paper.spacing_mm:g} mm and the paper's network on "
+        f"The last column extrapolates to the paper's {PATIENTS} + {EXTERNAL} patients, {paper.epochs} epochs, "
+        f"{paper.spacing_mm:g} mm and network on "
         f"this machine: times {training:.0f} for training and {network:.0f} for prediction (voxels seen x filters²; "
         f"small convolutions reach less of a processor, so this is too much), times {voxels:.0f} for what goes by "
         "voxels, as it is for what goes by patients. `training.md` measures a step at the paper's size.",
@@ -169,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return lines_of(found, params, options.patients, options.external, options.cores)
 
     lines = _in_folder(options.keep, rehearsed)
-    command = "python -m benchmarks.rehearsal" + (f" --full --epochs {options.epochs}" if options.full else "")
+    command = "python -m benchmarks.rehearsal" + (" --full" if options.full else "")
+    command += f" --epochs {options.epochs} --patients {options.patients} --external {options.external}"
     name = "rehearsal_gpu" if options.full else "rehearsal"
     write_table(name, "The paper's study, rehearsed", [*lines, "", f"Command: `{command}`."])
 
