@@ -34,7 +34,7 @@ lint: $(READY)
 	$(BIN)/mypy mtvlib
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
-# Side by side with peers, which get an environment of their own; about an hour. Close other programs before.
+# Side by side with peers, which get an environment of their own; about two hours. Close other programs before.
 bench: $(READY) $(PEERS)
 	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.import_dicom
