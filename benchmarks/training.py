@@ -438,6 +438,18 @@ def roofline_lines(found: dict[str, dict[str, Any]], batch: int) -> list[str]:
     return lines
 
 
+def busy_processors(seconds: float = 2.0) -> float:
+    """Processors at work on average over so many seconds, in which this process only waits."""
+
+    def idle() -> float:
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()
+        return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+    before = idle()
+    time.sleep(seconds)
+    return max(0.0, (os.cpu_count() or 1) - (idle() - before) / seconds)
+
+
 def study_hours(seconds_a_patch: float) -> float:
     """Training of the paper's five folds: 64 % of 9535 patches an epoch, and windows side by side of 16 % to validate.
 
@@ -475,7 +487,7 @@ def memory_lines() -> list[str]:
 def report(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"processor, {options.threads} threads"
-    load = os.getloadavg()[0]
+    load = busy_processors()
     found = compare(options)
     ways = {name: WAYS[name] for name in ("mtvlib, float32", "mtvlib, bfloat16")}
     roofs = {
@@ -485,17 +497,16 @@ def report(options: argparse.Namespace) -> None:
     lines = [
         f"Network and patches of params/paper.yml, batches of {options.batch}, on: {where}. Medians over "
         f"{options.rounds} rounds of {options.steps} steps after a first one; each way in a process of its own.",
-        f"Load of the machine before: {load:.1f} (of an idle one: below 0.5; else the numbers mean little).",
+        f"Processors busy before: {load:.1f} (of an idle machine: below 0.2; else the numbers mean little).",
         "Memory: " + ("allocated on the device." if device.type == "cuda" else "above what the libraries take."),
         "",
         *speed_lines(found, options.batch),
         "",
         "Targets: with data / bare at most 1.05, twice MONAI's patches a second, 0.8 of its memory. On a processor the "
         "network is nearly all of a step, so the ways of feeding it cannot differ by much: the order of the voxels in "
-        "memory, the normalisation's gradient and the precision make the difference, and twice as fast as the same "
-        'network in the same precision would be faster than the arithmetic alone (below). "Memory kept": with what '
-        "mtvlib sets too, that glibc keeps freed memory: half of the time of a step in float32, but what it keeps lies "
-        "in pieces, so that a process on a processor takes up to twice what its tensors do (their own peak: below).",
+        'memory, the normalisation\'s gradient and the precision make the difference, and most of all "memory kept": '
+        "mtvlib has glibc keep freed memory, which halves the time of a step in float32. What is kept lies in pieces, "
+        "so that a process on a processor takes up to twice what its tensors do; their own peak stands below.",
         "",
         "## Roofline",
         "",
