@@ -96,7 +96,7 @@ def lines_of(found: dict[str, Any], params: Params, patients: int, external: int
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, number, (seconds, peak), factor in rows:
-        then = "" if factor is None else f"{factor * more[number] * seconds / 3600:.2g}"
+        then = "" if factor is None else _hours(factor * more[number] * seconds / 3600)
         lines.append(f"| {name} | {number} | {seconds:.0f} | {3600 * number / seconds:.0f} | {peak:.0f} | {then} |")
     return [
         f"{patients} + {external} synthetic patients, {params.folds} folds of {params.epochs} epochs, {cores} cores. "
@@ -106,10 +106,16 @@ def lines_of(found: dict[str, Any], params: Params, patients: int, external: int
         "",
         *lines,
         "",
+        f"Seconds of the folds are added up; as many ran side by side as there are cores, {params.threads} thread each.",
         *_remarks(params, paper, (training, network, voxels)),
         "",
         *_results(found["summary"]),
     ]
+
+
+def _hours(hours: float) -> str:
+    """To two digits, without an exponent."""
+    return f"{float(f'{hours:.2g}'):,g}".replace(",", "\u00a0")
 
 
 def factors(params: Params, paper: Params, patients: int) -> tuple[float, float, float]:
@@ -135,7 +141,8 @@ def _remarks(params: Params, paper: Params, found: tuple[float, float, float]) -
         f"{paper.spacing_mm:g} mm and network on "
         f"this machine: times {training:.0f} for training and {network:.0f} for prediction (voxels seen x filters²; "
         f"small convolutions reach less of a processor, so this is too much), times {voxels:.0f} for what goes by "
-        "voxels, as it is for what goes by patients. `training.md` measures a step at the paper's size.",
+        "voxels, as it is for what goes by patients. `training.md` measures a step at the paper's size, and its hours "
+        "are the ones to go by.",
     ]
 
 
