@@ -106,7 +106,7 @@ def lines_of(found: dict[str, Any], params: Params, patients: int, external: int
         "",
         *lines,
         "",
-        f"Seconds of the folds are added up; as many ran side by side as there are cores, {params.threads} thread each.",
+        f"Seconds of the folds are added up; {cores} ran side by side, with {params.threads} thread each.",
         *_remarks(params, paper, (training, network, voxels)),
         "",
         *_results(found["summary"]),
