@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/mtv report studies/demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 report: $(READY)
 	$(BIN)/mtv report studies/demo
