@@ -170,16 +170,16 @@ class Slurm:
         names = ("job", "state", "rule", "node", "memory", "time")
         return [dict(zip(names, line.split("|"), strict=True)) for line in lines]
 
-    def signal(self, job: str, name: str) -> None:
-        """To every process of a job: KILL, as when a node's memory runs out, or STOP, as when a disk hangs."""
-        self.say("scancel", f"--signal={name}", "--full", job)
+    def kill_job(self, job: str) -> None:
+        """SIGKILL to every process of a job, as when a node's memory runs out."""
+        self.say("scancel", "--signal=KILL", "--full", job)
 
 
 def end(process: subprocess.Popen) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(30)
+            process.wait(90)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

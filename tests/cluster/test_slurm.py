@@ -41,7 +41,6 @@ def place(tmp_path_factory, project):
     profile["set-resources"] = {
         "prepare": {"mem_mb": 1500},
         "cohort": {"mem_mb": 1500},
-        "train_fold": {"runtime": "1 if attempt == 1 else 20"},
         "evaluation": {"mem_mb": "200 if attempt == 1 else 2000"},
     }
     (folder / "mine").mkdir()
@@ -74,24 +73,14 @@ def test_an_interrupted_run_leaves_no_job_behind(place, slurm):
     wait_for(lambda: slurm.say("squeue", "-h") == "", 20, "a job is left")
 
 
-def test_lost_and_late_jobs_and_a_lost_controller_change_no_number(place, slurm, finished_study):
+def test_lost_jobs_and_a_lost_controller_change_no_number(place, slurm, finished_study):
     study = place / "studies" / "tiny"
-    killed, hanging = "2_train_fold_0", "2_train_fold_1"  # the second until its minute is over
-    disturbed = {killed: "KILL", hanging: "STOP"}
-
-    def log_of(step):
-        path = study / "logs" / f"{step}.log"
-        return path.read_text() if path.exists() else ""
-
-    def disturb():
-        for step in [step for step in disturbed if "epoch 3 of" in log_of(step)]:
-            (job,) = json.loads((study / "logs" / "jobs" / f"{step}.json").read_text())
-            slurm.signal(job["job"], disturbed.pop(step))
-        return not disturbed
-
+    log, jobs = study / "logs" / "2_train_fold_0.log", study / "logs" / "jobs"
     process = start(place, slurm)
     try:
-        waits_for(process, disturb, "training does not begin")
+        waits_for(process, lambda: log.exists() and "epoch 3 of" in log.read_text(), "training does not begin")
+        (killed,) = json.loads((jobs / "2_train_fold_0.json").read_text())
+        slurm.kill_job(killed["job"])
         slurm.stop_controller()
         time.sleep(2)
         slurm.start_controller()
@@ -100,18 +89,16 @@ def test_lost_and_late_jobs_and_a_lost_controller_change_no_number(place, slurm,
         end(process)
     assert process.returncode == 0, (place / "out.txt").read_text()[-3000:]
     assert outcome(place) == outcome(finished_study)
-    assert all("resumed after epoch" in log_of(step) for step in (killed, hanging))
+    assert "resumed after epoch" in log.read_text()
 
     tries = {}
     for job in sorted(slurm.jobs(), key=lambda job: int(job["job"])):
         tries.setdefault(job["rule"].removeprefix("rule_"), []).append(job)
     states = {rule: [job["state"] for job in jobs] for rule, jobs in tries.items()}
     assert states["train_fold_wildcards_0"] in (["CANCELLED", "COMPLETED"], ["FAILED", "COMPLETED"])
-    assert states["train_fold_wildcards_1"] == ["TIMEOUT", "COMPLETED"]
     assert states["evaluation"] == ["FAILED", "COMPLETED"]  # more memory than it asked for, then enough
     more = {rule: [job["memory"] for job in jobs] for rule, jobs in tries.items()}
     assert len(set(more["train_fold_wildcards_0"])) == 2
-    assert len(set(more["train_fold_wildcards_1"])) == 1  # what wanted time alone gets no more memory
     assert {job["node"] for job in slurm.jobs() if "train_fold" in job["rule"]} == {"node1", "node2"}
 
     assert {job["rule"].split("_")[1] for job in slurm.jobs()} >= {
