@@ -51,9 +51,9 @@ def place(tmp_path_factory, project):
     return folder
 
 
-def start(place, slurm):
+def start(place, slurm, more=None):
     command = [sys.executable, "-m", "mtvlib.cli", "run", "tiny.yml", "--profile", "mine"]
-    environment = slurm.environment | {"PYTHONPATH": str(place / "looks")}
+    environment = slurm.environment | (more or {})
     with open(place / "out.txt", "a") as output:
         return subprocess.Popen(command, cwd=place, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
@@ -76,7 +76,7 @@ def test_an_interrupted_run_leaves_no_job_behind(place, slurm):
 def test_lost_jobs_and_a_lost_controller_change_no_number(place, slurm, finished_study):
     study = place / "studies" / "tiny"
     log, jobs = study / "logs" / "2_train_fold_0.log", study / "logs" / "jobs"
-    process = start(place, slurm)
+    process = start(place, slurm, {"PYTHONPATH": str(place / "looks")})
     try:
         waits_for(process, lambda: log.exists() and "epoch 3 of" in log.read_text(), "training does not begin")
         (killed,) = json.loads((jobs / "2_train_fold_0.json").read_text())
