@@ -1,6 +1,7 @@
 """On a real Slurm of two nodes: a study that loses jobs and its controller ends with the numbers of a local run."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -55,7 +56,14 @@ def start(place, slurm, more=None):
     command = [sys.executable, "-m", "mtvlib.cli", "run", "tiny.yml", "--profile", "mine"]
     environment = slurm.environment | (more or {})
     with open(place / "out.txt", "a") as output:
-        return subprocess.Popen(command, cwd=place, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command,
+            cwd=place,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+        )
 
 
 def waits_for(process, ready, what):
