@@ -99,7 +99,7 @@ def _activate(x: Tensor) -> Tensor:
 def _normalised_conv(norm: nn.Module, conv: nn.Conv3d, x: Tensor, keep: bool = False) -> Tensor:
     """conv(activation(norm(x))). Unless told to, what lies between is not kept for the gradient, but computed again.
 
-    It is half of what a training keeps, and takes a twentieth of its time; the numbers are the same.
+    It is half of what a training keeps, and takes some per cent of its time; the numbers are the same.
     """
     if keep or torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the compiler chooses what it keeps
         return conv(_activate(norm(x)))
