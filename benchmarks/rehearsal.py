@@ -90,13 +90,14 @@ def lines_of(found: dict[str, Any], params: Params, patients: int, external: int
         ("chapters", both, chapters, voxels),
         ("report", both, found["report"], 1.0),
     ]
-    more = {both: (PATIENTS + EXTERNAL) / both, patients: PATIENTS / patients, external: EXTERNAL / max(1, external)}
+    all_of_paper = PATIENTS + EXTERNAL
+    of_paper = [*(all_of_paper,) * 2, PATIENTS, PATIENTS, EXTERNAL, *(all_of_paper,) * 3]  # patients, row by row
     lines = [
         "| step | patients | seconds | patients an hour | peak memory, MB | at the paper's size, hours |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, number, (seconds, peak), factor in rows:
-        then = "" if factor is None else _hours(factor * more[number] * seconds / 3600)
+    for (name, number, (seconds, peak), factor), whole in zip(rows, of_paper, strict=True):
+        then = "" if factor is None else _hours(factor * whole / number * seconds / 3600)
         lines.append(f"| {name} | {number} | {seconds:.0f} | {3600 * number / seconds:.0f} | {peak:.0f} | {then} |")
     return [
         f"{patients} + {external} synthetic patients, {params.folds} folds of {params.epochs} epochs, {cores} cores. "

@@ -505,8 +505,8 @@ def report(options: argparse.Namespace) -> None:
         "Targets: with data / bare at most 1.05, twice MONAI's patches a second, 0.8 of its memory. On a processor the "
         "network is nearly all of a step, so the ways of feeding it cannot differ by much: the order of the voxels in "
         'memory, the normalisation\'s gradient and the precision make the difference, and most of all "memory kept": '
-        "mtvlib has glibc keep freed memory, which saves a third of a step's time in float32. What is kept lies in pieces, "
-        "so that a process on a processor takes up to twice what its tensors do; their own peak stands below.",
+        "mtvlib has glibc keep freed memory, which saves a third of a step's time in float32. What is kept lies in "
+        "pieces, so that a process on a processor takes up to twice what its tensors do; their own peak stands below.",
         "",
         "## Roofline",
         "",

@@ -101,9 +101,9 @@ def _normalised_conv(norm: nn.Module, conv: nn.Conv3d, x: Tensor, keep: bool = F
 
     It is half of what a training keeps, and takes some per cent of its time; the numbers are the same.
     """
-    if keep or torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the compiler chooses what it keeps
-        return conv(_activate(norm(x)))
-    if x.shape == conv.weight.shape:  # then the hooks could not tell one from the other
+    chosen_elsewhere = keep or torch.compiler.is_compiling()  # the compiler chooses what it keeps
+    alike = x.shape == conv.weight.shape  # then the hooks could not tell one from the other
+    if chosen_elsewhere or alike or not torch.is_grad_enabled():
         return conv(_activate(norm(x)))
     between = norm(x)
     again = _Again(norm, x, between.shape)
