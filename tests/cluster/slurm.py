@@ -40,7 +40,8 @@ JobAcctGatherParams=OverMemoryKill,UsePss
 SlurmdParameters=config_overrides
 KillWait=2
 OverTimeLimit=0
-MinJobAge=300
+# Ended jobs are asked about when the study is done; the default is to forget them after five minutes.
+MinJobAge=3600
 SlurmctldTimeout=30
 SlurmdTimeout=60
 StateSaveLocation={folder}/state
@@ -173,6 +174,9 @@ class Slurm:
     def kill_job(self, job: str) -> None:
         """SIGKILL to every process of a job, as when a node's memory runs out."""
         self.say("scancel", "--signal=KILL", "--full", job)
+
+    def allow_minutes(self, job: str, minutes: int) -> None:
+        self.say("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
 
 
 def end(process: subprocess.Popen) -> None:

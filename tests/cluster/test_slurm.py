@@ -1,11 +1,13 @@
 """On a real Slurm of two nodes: a study that loses jobs and its controller ends with the numbers of a local run."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import yaml
 
@@ -71,6 +73,22 @@ def waits_for(process, ready, what):
     assert process.poll() is None, what
 
 
+def job_of(study, fold):
+    return json.loads((study / "logs" / "jobs" / f"2_train_fold_{fold}.json").read_text())[-1]["job"]
+
+
+def suspend(study, fold):
+    """Stop a fold's step where it stands, as if its computer had grown slow."""
+    name = f"2_train_fold_{fold}"
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if {"mtvlib.steps", name} <= set(process.cmdline()) and process.cwd() == str(study.parent.parent):
+                for one in (*process.children(recursive=True), process):
+                    one.suspend()
+                return
+    raise AssertionError(f"no process works on {name}")
+
+
 def test_an_interrupted_run_leaves_no_job_behind(place, slurm):
     process = start(place, slurm)
     try:
@@ -83,21 +101,27 @@ def test_an_interrupted_run_leaves_no_job_behind(place, slurm):
 
 def test_lost_jobs_and_a_lost_controller_change_no_number(place, slurm, finished_study):
     study = place / "studies" / "tiny"
-    log, jobs = study / "logs" / "2_train_fold_0.log", study / "logs" / "jobs"
+    logs = {fold: study / "logs" / f"2_train_fold_{fold}.log" for fold in (0, 1)}
+    losses = {0: lambda: slurm.kill_job(job_of(study, fold=0)), 1: lambda: suspend(study, fold=1)}
+
+    def both_lost():
+        for fold in [fold for fold in losses if logs[fold].exists() and "epoch 3 of" in logs[fold].read_text()]:
+            losses.pop(fold)()
+        return not losses
+
     process = start(place, slurm, {"PYTHONPATH": str(place / "looks")})
     try:
-        waits_for(process, lambda: log.exists() and "epoch 3 of" in log.read_text(), "training does not begin")
-        (killed,) = json.loads((jobs / "2_train_fold_0.json").read_text())
-        slurm.kill_job(killed["job"])
+        waits_for(process, both_lost, "training does not begin")
         slurm.stop_controller()
         time.sleep(2)
         slurm.start_controller()
+        slurm.allow_minutes(job_of(study, fold=1), 1)
         process.wait(10 * MINUTES)
     finally:
         end(process)
     assert process.returncode == 0, (place / "out.txt").read_text()[-3000:]
     assert outcome(place) == outcome(finished_study)
-    assert "resumed after epoch" in log.read_text()
+    assert all("resumed after epoch" in log.read_text() for log in logs.values())
 
     tries = {}
     for job in sorted(slurm.jobs(), key=lambda job: int(job["job"])):
@@ -107,6 +131,8 @@ def test_lost_jobs_and_a_lost_controller_change_no_number(place, slurm, finished
     assert states["evaluation"] == ["FAILED", "COMPLETED"]  # more memory than it asked for, then enough
     more = {rule: [job["memory"] for job in jobs] for rule, jobs in tries.items()}
     assert len(set(more["train_fold_wildcards_0"])) == 2
+    assert states["train_fold_wildcards_1"] == ["TIMEOUT", "COMPLETED"]
+    assert len(set(more["train_fold_wildcards_1"])) == 1  # more memory would not have helped
     assert {job["node"] for job in slurm.jobs() if "train_fold" in job["rule"]} == {"node1", "node2"}
 
     assert {job["rule"].split("_")[1] for job in slurm.jobs()} >= {
@@ -121,3 +147,4 @@ def test_lost_jobs_and_a_lost_controller_change_no_number(place, slurm, finished
     assert costs["2_train_fold_0"]["jobs"] == 2
     assert costs["2_train_fold_0"]["cpu_hours"] > costs["2_train_fold_0"]["seconds"] / 3600
     assert costs["2_train_fold_0"]["gpu_hours"] == 0
+    assert costs["2_train_fold_1"]["jobs"] == 2
