@@ -252,17 +252,26 @@ def roofline(params: Params, rounds: int) -> dict[str, Any]:
         "seconds": seconds,
         "flops": counter.get_total_flops(),
         "bytes": sum(traffic.moved.values()),
-        "flops_s": matmul_peak(device, torch.bfloat16 if bfloat16 else torch.float32),
+        "flops_s": arithmetic_peak(device, torch.bfloat16 if bfloat16 else torch.float32),
         "bytes_s": copy_peak(device),
         "share": shares(step, device),
     }
 
 
-def matmul_peak(device: torch.device, kind: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product, the best of several."""
-    n = 8192 if device.type == "cuda" else 2048
+def arithmetic_peak(device: torch.device, kind: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product or convolution, the best of several.
+
+    Both, since they come from different libraries, and on some processors the one for products is the slower.
+    """
+    n, channels, side = (8192, 256, 64) if device.type == "cuda" else (2048, 128, 32)
     one, other = torch.rand(n, n, device=device).to(kind), torch.rand(n, n, device=device).to(kind)
-    return 2 * n**3 / min(timed(device, lambda: torch.mm(one, other)) for _ in range(6))
+    product = 2 * n**3 / min(timed(device, lambda: torch.mm(one, other)) for _ in range(6))
+    place: dict[str, Any] = {"dtype": kind, "device": device, "memory_format": torch.channels_last_3d}
+    voxels = torch.ones(1, channels, side, side, side).to(**place)
+    weights = torch.ones(channels, channels, 3, 3, 3).to(**place)
+    with torch.no_grad():
+        seconds = min(timed(device, lambda: torch.conv3d(voxels, weights)) for _ in range(6))
+    return max(product, 2 * 27 * channels**2 * (side - 2) ** 3 / seconds)
 
 
 def copy_peak(device: torch.device) -> float:
@@ -504,14 +513,15 @@ def report(options: argparse.Namespace) -> None:
         "",
         "Targets: with data / bare at most 1.05, twice MONAI's patches a second, 0.8 of its memory. On a processor the "
         "network is nearly all of a step, so the ways of feeding it cannot differ by much: the order of the voxels in "
-        'memory, the normalisation\'s gradient and the precision make the difference, and most of all "memory kept": '
-        "mtvlib has glibc keep freed memory, which saves a third of a step's time in float32. What is kept lies in "
-        "pieces, so that a process on a processor takes up to twice what its tensors do; their own peak stands below.",
+        "memory, the normalisation's gradient and the precision make the difference. "
+        '"Memory kept": with what mtvlib sets too, that glibc keeps freed memory: a third of a step\'s time in float32 '
+        "is saved so, but what it keeps lies in pieces, so that a process on a processor takes up to twice what its "
+        "tensors do (their own peak: below).",
         "",
         "## Roofline",
         "",
-        "Operations as PyTorch counts them; bytes if no cache helped; ceilings measured on this device by a matrix "
-        "product in the same precision and by a copy.",
+        "Operations as PyTorch counts them; bytes if no cache helped; ceilings measured on this device: the faster of "
+        "a large matrix product and a large convolution in the same precision, and a copy.",
         "",
         *roofline_lines(roofs, options.batch),
         "",
