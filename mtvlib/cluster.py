@@ -1,8 +1,8 @@
 """Runs whose steps are jobs of a scheduler: what the profile says, what the cluster grants, what each job has cost.
 
-Every job of Slurm that worked on a step stands in the study's `logs/jobs/<step>.json`, in order. What the job cannot
-tell itself, since it was killed, is asked of Slurm afterwards: sacct where there is accounting, else the controller,
-which remembers ended jobs for some minutes.
+Every job that worked on a step stands in the study's `logs/jobs/<step>.json`, in order. What the job cannot tell
+itself, since it was killed, is asked of the scheduler afterwards: of Slurm's sacct where there is accounting, else of
+its controller, which remembers ended jobs for some minutes; of Kubernetes' pods.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from mtvlib import kubernetes
 from mtvlib.errors import InputError
 from mtvlib.files import write_json
 from mtvlib.study import Study
@@ -82,12 +83,20 @@ def batches(profile: Path, patients: int) -> int:
 
 def arguments(executor: str, profile: Path, study: Study) -> list[str]:
     """What Snakemake has to be told beside the profile: where logs go, and how the state of jobs is asked for."""
+    template = _template(executor, profile)
+    if template:
+        return kubernetes.arguments(template)
     if executor != "slurm":
         return []
     check_slurm()
     logs = [] if "slurm-logdir" in _settings(profile) else ["--slurm-logdir", str(study.logs.resolve() / "slurm")]
     given = "slurm-status-command" in _settings(profile)
     return logs if given or has_accounting() else [*logs, "--slurm-status-command", "squeue"]
+
+
+def _template(executor: str | None, profile: Path | None) -> Path | None:
+    """The template of a job of Kubernetes, if that is where the profile sends steps."""
+    return kubernetes.template_of(profile) if profile and executor == kubernetes.EXECUTOR else None
 
 
 def options(executor: str, profile: Path) -> dict[str, int]:
@@ -97,7 +106,7 @@ def options(executor: str, profile: Path) -> dict[str, int]:
         default = _settings(profile).get("default-resources")
         partition = default.get("slurm_partition") if isinstance(default, dict) else None
         found |= _limits(_say("sinfo", "-h", "-N", "-o", "%P|%l|%G|%m"), partition)
-    return found
+    return found | (kubernetes.limits() if _template(executor, profile) else {})
 
 
 def _limits(nodes: str, partition: str | None) -> dict[str, int]:
@@ -154,20 +163,30 @@ def _say(*command: str) -> str:
     return _run(*command) or ""
 
 
+def heading(profile: Path | None, run: str) -> str:
+    """What a run's log has to begin with, so that `cancel` can tell its jobs."""
+    return f"Kubernetes run ID: {run}\n" if _template(executor_of(profile), profile) else ""
+
+
 def cancel(log: Path) -> None:
-    """Cancel what is left of the jobs of a run on Slurm, told by its log; those that have ended are no matter.
+    """Cancel what is left of the jobs of a run on a cluster, told by its log; those that have ended are no matter.
 
     Snakemake cancels those that it has counted, which a job submitted a moment ago may not be.
     """
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     for run in re.findall(r"^SLURM run ID: (\S+)$", text, re.MULTILINE):
         _run("scancel", "--name", run)
+    for run in re.findall(r"^Kubernetes run ID: (\S+)$", text, re.MULTILINE):
+        kubernetes.cancel(run)
 
 
 def refusal(text: str) -> str | None:
-    """Why Slurm has refused a job, from Snakemake's log; None if it has not."""
+    """That and why a cluster has refused a job, from Snakemake's log; None if it has not."""
     found = re.search(r"SLURM sbatch failed\. The error message was '(.*?)'\.\n", text, re.DOTALL)
-    return " ".join(found.group(1).replace("sbatch: error: ", "").split()) if found else None
+    if found:
+        return "Slurm refused a job: " + " ".join(found.group(1).replace("sbatch: error: ", "").split())
+    found = re.search(r"^mtv: (Kubernetes refused a job: .*)$", text, re.MULTILINE)
+    return found.group(1) if found else None
 
 
 # --- in a job
@@ -175,16 +194,16 @@ def refusal(text: str) -> str | None:
 
 @contextmanager
 def recorded(logs: Path, step: str) -> Iterator[dict[str, Any]]:
-    """Write down this job of Slurm, if it is one, and when the block ends what it has cost; yields that record.
+    """Write down this job of a cluster, if it is one, and when the block ends what it has cost; yields that record.
 
-    Outside of Slurm the record is kept in memory only. A killed job leaves its beginning, see `gather`.
+    Outside of clusters the record is kept in memory only. A killed job leaves its beginning, see `gather`.
     """
-    job = os.environ.get("SLURM_JOB_ID", "")
-    began = time.time()
+    began, slurms = time.time(), "SLURM_JOB_ID" in os.environ
+    job = os.environ.get("SLURM_JOB_ID" if slurms else kubernetes.JOB, "")
     record: dict[str, Any] = {"job": job, "began": round(began, 1)}
-    record["cpus"] = _number("SLURM_CPUS_ON_NODE")
-    cards = os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("SLURM_GPUS", "")
-    record["gpus"] = int(cards) if cards.isdecimal() else 0
+    record["cpus"] = _number("SLURM_CPUS_ON_NODE" if slurms else kubernetes.CPUS)
+    cards = ("SLURM_GPUS_ON_NODE", "SLURM_GPUS") if slurms else (kubernetes.GPUS,)
+    record["gpus"] = next((found for name in cards if (found := _number(name)) is not None), 0)
     path, before = logs / JOBS / f"{step}.json", read_jobs(logs, step)
     before = [] if before and before[-1].get("done") else before  # that was another time
     if job:
@@ -226,14 +245,16 @@ def read_jobs(logs: Path, step: str) -> list[dict[str, Any]]:
 
 
 def timeouts(logs: Path, step: str, attempt: int) -> int:
-    """How many of the tries before this one ended at their time limit, as far as Slurm tells."""
+    """How many of the tries before this one ended at their time limit, as far as the scheduler tells."""
     jobs = read_jobs(logs, step)[-(attempt - 1) :] if attempt > 1 else []
     states = [job.get("state") or asked(job["job"]).get("state") for job in jobs]
     return states.count("TIMEOUT")
 
 
 def asked(job: str) -> dict[str, Any]:
-    """State, seconds, processor seconds, largest memory and energy of an ended job, as far as Slurm knows."""
+    """State, seconds, processor seconds, largest memory and energy of an ended job, as far as its scheduler knows."""
+    if job.startswith(kubernetes.PREFIX):
+        return kubernetes.asked(job)
     lines = _say(
         *("sacct", "-j", job, "-n", "-P"),
         *("-o", "State,ElapsedRaw,TotalCPU,MaxRSS,ConsumedEnergyRaw,AllocCPUS"),
@@ -271,7 +292,7 @@ def _of_controller(text: str) -> dict[str, Any]:
 
 
 def gather(study: Study) -> None:
-    """Add to the study's jobs what Slurm knows of those that have ended; what they have told themselves stays."""
+    """Add to the study's jobs what the scheduler knows of ended ones; what they have told themselves stays."""
     for step in sorted(path.stem for path in (study.logs / JOBS).glob("*.json")):
         jobs = read_jobs(study.logs, step)
         unknown = [job for job in jobs if "state" not in job]

@@ -23,9 +23,9 @@ from mtvlib import cluster, devices, lease, status
 from mtvlib.cohort import FILES, assign_folds, read_cohort
 from mtvlib.errors import InputError, MtvError, WorkError
 from mtvlib.files import read_table
-from mtvlib.graph import PREDICT, PREPARE
+from mtvlib.graph import PREDICT, PREPARE, RUN, TRAIN_FOLD
 from mtvlib.prepare import OVERVIEW, RECORD
-from mtvlib.steps import RUN, TRAIN_FOLD, devices_of, die_with_parent, project_root
+from mtvlib.steps import devices_of, die_with_parent, project_root
 from mtvlib.study import VIEWER_INDEX, Study, check_folder
 
 Show = Callable[[str], None]
@@ -197,13 +197,16 @@ def _snakemake(study: Study, cores: int, profile: Path | None, show: Show, targe
     for path in study.logs.glob("*.error.json"):
         path.unlink()
     offsets = {path: path.stat().st_size for path in study.logs.glob("*.log")}
+    run = uuid.uuid4().hex
     with open(log, "w", encoding="utf-8") as output:
+        output.write(cluster.heading(profile, run))
+        output.flush()
         process = subprocess.Popen(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=os.environ | {RUN: uuid.uuid4().hex},
+            env=os.environ | {RUN: run},
             start_new_session=executor is not None,  # Ctrl-C comes from us, once: a second would leave jobs behind
         )
         try:
@@ -321,7 +324,7 @@ def _failure(study: Study, log: Path) -> MtvError:
     refused = cluster.refusal(text)
     if refused is not None:
         remedy = "change what is asked for in a copy of the profile (docs/cluster.md); finished steps are kept."
-        return WorkError(f"Slurm refused a job: {refused.rstrip('.')}", file=log, remedy=remedy)
+        return WorkError(refused.rstrip("."), file=log, remedy=remedy)
     tail = text.strip().splitlines()[-12:]
     return WorkError("Snakemake could not run the study: " + " | ".join(tail), file=log)
 

@@ -42,7 +42,7 @@ class Holder:
     pid: int
     started: str  # when the process began, in the system's own count; numbers of processes are used again
     began: float  # of the lease, seconds since 1970
-    job: str  # of Slurm; '' for none
+    job: str  # of Slurm or Kubernetes; '' for none
     token: str
     inode: int = 0  # of the file: a copy of a lease has another
 
@@ -161,7 +161,7 @@ def take(path: Path, over: tuple[Life, ...] = ("dead",)) -> Holder | Seen:
         os.getpid(),
         _process_start(os.getpid()),
         time.time(),
-        os.environ.get("SLURM_JOB_ID", ""),
+        os.environ.get("SLURM_JOB_ID") or os.environ.get("MTV_JOB", ""),
         uuid.uuid4().hex,
     )
     while (done := _create(path, mine)) is None:

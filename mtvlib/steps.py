@@ -29,6 +29,7 @@ from mtvlib.errors import InputError, MtvError, WorkError
 from mtvlib.files import sha256, write_json, write_text
 from mtvlib.graph import CHAPTERS as CHAPTERS  # as: whoever knows the steps knows their names
 from mtvlib.graph import MODULES as MODULES
+from mtvlib.graph import RUN as RUN
 from mtvlib.graph import TRAIN_FOLD as TRAIN_FOLD
 from mtvlib.graph import notebook_of as notebook_of
 from mtvlib.graph import part_of, rule_of
@@ -36,7 +37,6 @@ from mtvlib.graph import step_names as step_names
 from mtvlib.params import Params
 from mtvlib.study import Study
 
-RUN = "MTV_RUN"  # in the environment: which run of the study has started this step
 _MODULES_OF_BATCHES = {"prepare": "mtvlib.prepare", "predict": "mtvlib.inference"}
 HASHES = ".images.json"  # in the study's folder: what the images' contents were at the last look
 

@@ -67,7 +67,7 @@ def test_the_partition_that_jobs_go_to_sets_the_limits():
 def test_a_refused_job_is_told_in_slurms_words():
     said = "sbatch: error: Memory\nsbatch: error: too much"
     log = f"x\n    message: SLURM sbatch failed. The error message was '{said}'.\n    sbatch call:"
-    assert cluster.refusal(log) == "Memory too much"
+    assert cluster.refusal(log) == "Slurm refused a job: Memory too much"
     assert cluster.refusal("SLURM run ID: x") is None
 
 

@@ -28,7 +28,8 @@ def test_the_image_has_condas_python(recipe, project):
 
 
 def test_everything_copied_is_there_and_everything_packaged_is_copied(recipe, project):
-    copied = {name for argument in arguments(recipe, "COPY") for name in argument.split()[:-1]}
+    own = [argument for argument in arguments(recipe, "COPY") if not argument.startswith("--from")]
+    copied = {name for argument in own for name in argument.split()[:-1]}
     assert [name for name in copied if not (project / name).exists()] == []
     build = tomllib.loads((project / "pyproject.toml").read_text())
     wheel = build["tool"]["hatch"]["build"]["targets"]["wheel"]
@@ -58,3 +59,24 @@ def test_the_job_of_kubernetes_runs_a_study_in_the_image_on_the_claimed_volume(r
     assert mounts["work"] == container["workingDir"] == arguments(recipe, "WORKDIR")[-1]
     assert job["spec"]["backoffLimit"] > 0
     assert pod["restartPolicy"] == "Never"
+
+
+def test_the_jobs_of_a_study_share_volume_image_and_rights(recipe, project):
+    objects = list(yaml.safe_load_all((project / "docs" / "kubernetes_jobs.yaml").read_text()))
+    account, role, binding, run = (
+        next(one for one in objects if one["kind"] == kind) for kind in ("ServiceAccount", "Role", "RoleBinding", "Job")
+    )
+    template = yaml.safe_load((project / "profiles" / "kubernetes" / "job.yaml").read_text())
+    watcher, step = (job["spec"]["template"]["spec"] for job in (run, template))
+    assert watcher["serviceAccountName"] == account["metadata"]["name"] == binding["subjects"][0]["name"]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    granted = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
+    assert granted["jobs"] >= {"create", "get", "delete", "list", "deletecollection"}  # delete by label
+    assert granted["pods"] >= {"list"}
+    (one,), (other,) = watcher["containers"], step["containers"]
+    assert one["image"] == other["image"]
+    assert one["volumeMounts"][0] == other["volumeMounts"][0]
+    assert watcher["volumes"][0] == step["volumes"][0]
+    assert one["workingDir"] == one["volumeMounts"][0]["mountPath"] == arguments(recipe, "WORKDIR")[-1]
+    assert shlex.join(one["args"]) == "run params/my_study.yml --profile my_kubernetes"
+    assert [argument for argument in arguments(recipe, "COPY") if "kubectl" in argument] != []
