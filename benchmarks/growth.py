@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ volumes_gb: 0.02
 """
 PLANNED_S, SHARE = 60, 0.05  # aimed at: planning 10 000 patients, and the graph's share of a run at 1 000
 SEARCHED = (250, 500, 1000)  # images among which the same one is looked for, as it was and as it is
+COPIES = 5  # of them beside
 GROUPS = {  # what the table's rows add up
     "preparation": ("1_cohort",),
     "training and prediction": ("2_train_fold",),
@@ -171,29 +173,38 @@ def _size_mb(folder: Path) -> float:
 
 
 def searches(folder: Path) -> list[tuple[int, float, float]]:
-    """Images, and seconds of the search for near patterns among them by a tree (as it was) and by cells (as it is)."""
+    """Images, and seconds of the search for copies among them by a tree (as it was) and by cells (as it is)."""
     files = sorted(folder.glob("P*/pet.nii.gz"))[: SEARCHED[-1]]
-    patterns = [leakage.image_print(read_scan(file), "pet").patterns for file in files]
+    prints = [leakage.image_print(read_scan(file), "pet") for file in files]
     found = []
     for images in (n for n in SEARCHED if n <= len(files)):
+        some = prints[:images] + [_copy(one) for one in prints[:COPIES]]
         began = time.perf_counter()
-        by_tree = _by_tree(patterns[:images])
+        by_tree = _by_tree(some)
         between = time.perf_counter()
-        by_cells = leakage._candidates(patterns[:images])
+        by_cells = leakage._candidates(some)
         ended = time.perf_counter()
-        if len(by_tree ^ set(by_cells)) > len(by_tree) / 1000:  # rounding may decide of one
-            raise SystemExit(f"tree and cells find other images among {images}")
+        copies = {(number, images + number) for number in range(COPIES)}
+        if not copies <= by_tree & set(by_cells):
+            raise SystemExit(f"a copy among {images} images is not found")
         found.append((images, between - began, ended - between))
     return found
 
 
-def _by_tree(patterns: list[np.ndarray]) -> set[tuple[int, int]]:
-    """`leakage._candidates` as it was."""
+def _copy(one: leakage.ImagePrint) -> leakage.ImagePrint:
+    """An image stored again: moved, a third cut off, and each pattern a little changed."""
+    kept = len(one.marks_mm) * 2 // 3
+    return replace(one, digest=b"copy", marks_mm=one.marks_mm[:kept] + 20, patterns=one.patterns[:kept] + 0.02)
+
+
+def _by_tree(prints: list[leakage.ImagePrint]) -> set[tuple[int, int]]:
+    """`leakage._candidates` as it was: all marks, or a sample of 300, by a tree, and wherever they lie."""
+    patterns = [one.patterns for one in prints]
     owner = np.repeat(np.arange(len(patterns)), [len(one) for one in patterns])
     tree = cKDTree(np.concatenate(patterns))
     found = set()
     for number, one in enumerate(patterns):
-        asked = one[:: 1 + len(one) // leakage._ASKED]
+        asked = one[:: 1 + len(one) // 300]
         near = tree.query_ball_point(asked, leakage._NEAR_PATTERN) if len(asked) else []
         others = owner[[mark for marks in near for mark in marks]]
         names, hits = np.unique(others[others != number], return_counts=True)
@@ -264,9 +275,12 @@ def table(found: list[dict], bends: list[tuple[int, float, float]]) -> list[str]
         "",
         "## What bent, and is straight now",
         "",
-        "The search for one image under two names compares the surroundings of all images' marks, here of the PET:",
+        "The search for one image under two names compares the surroundings of images' marks, here of the PET. Cells",
+        "took the place of a tree; then each image was asked for its 40 least crowded marks instead of all, and only",
+        "pairs with several of them at one shift are looked at closely: at 10 000 patients `1_cohort` took 399 s and",
+        "3919 MB before that.",
         "",
-        "| images | by a tree, before | by cells, now | times faster |",
+        "| images | by a tree, at first | now | times faster |",
         "| ---: | ---: | ---: | ---: |",
         *(f"| {n} | {tree:.1f} s | {cells:.1f} s | {tree / cells:.0f} |" for n, tree, cells in bends),
         "",

@@ -52,9 +52,10 @@ _SHRUNK_MM = 4.0  # fine voxels are averaged up to about this size, for speed
 _FAINT = 0.05  # share of the image's 99th percentile below which maxima are noise of the air
 _SAME_PATTERN = 0.3  # largest distance of two patterns; 24 ratios, unlike marks are more than 1 apart as a rule
 _NEAR_PATTERN = 0.2  # among all images only patterns so near are looked for, for speed
-_ASKED = 300  # most patterns of an image that are looked for; the image with fewer marks is asked as well
+_ASKED = 40  # patterns of an image that are looked for, those with the fewest others near: they tell most at least cost
 _CELL_AXES = 5  # along which patterns are sorted into cells before they are compared
-_HITS = 2  # of these, before two images are compared mark by mark
+_COMPARED_AT_ONCE = 2**22  # pairs of patterns whose distances are in memory together
+_HITS = 2  # of these at one shift, before two images are compared mark by mark
 _SAME_PLACE_MM = 4.0
 _MARKS_NEEDED = 4
 _SHARE_NEEDED = 0.3  # of the marks within the common field; a couch or a mask of the same kind gives far less
@@ -198,60 +199,97 @@ def same_images(prints: Sequence[ImagePrint]) -> list[SameImage]:
 
 def _alike(prints: Sequence[ImagePrint], numbers: Sequence[int]) -> Iterator[SameImage]:
     """Pairs among these images that share marks."""
-    for first, second in _candidates([prints[number].patterns for number in numbers]):
+    for first, second in _candidates([prints[number] for number in numbers]):
         pair = _compared(prints, numbers[first], numbers[second])
         if pair:
             yield pair
 
 
-def _candidates(patterns: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Pairs of images, sorted, of which one has several of the other's patterns; of a whole body a sample is asked."""
-    sizes = [len(one) for one in patterns]
-    owner = np.repeat(np.arange(len(patterns)), sizes)
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    asked = place % (1 + np.repeat(sizes, sizes) // _ASKED) == 0
-    hits = [
-        owner[one] * len(patterns) + owner[other]
-        for one, other in near_patterns(np.concatenate([np.zeros((0, 24)), *patterns]), asked, _NEAR_PATTERN)
-    ]
-    pairs, times = np.unique(np.concatenate([np.zeros(0, int), *hits]), return_counts=True)
-    one, other = np.divmod(pairs[times >= _HITS], max(len(patterns), 1))
-    found = {(min(pair), max(pair)) for pair in zip(one.tolist(), other.tolist(), strict=True) if pair[0] != pair[1]}
-    return sorted(found)
+def _candidates(prints: Sequence[ImagePrint]) -> list[tuple[int, int]]:
+    """Pairs of images, sorted, that have near patterns at one shift, among those that each image is asked for."""
+    sizes = np.array([len(one.patterns) for one in prints], int)
+    owner = np.repeat(np.arange(len(prints)), sizes)
+    marks = np.concatenate([np.zeros((0, 3), np.float32), *(one.marks_mm for one in prints)])
+    cells = Cells(np.concatenate([np.zeros((0, 24), np.float32), *(one.patterns for one in prints)]), _NEAR_PATTERN)
+    by_crowd = np.lexsort((cells.crowd(), owner))
+    asked = np.zeros(len(owner), bool)
+    asked[by_crowd] = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes) < _ASKED
+    hits = [np.zeros(0, int)]
+    for one, other in cells.near(asked):
+        one, other = np.minimum(one, other), np.maximum(one, other)  # asked from both sides it is one hit
+        hits.append((one * len(owner) + other)[owner[one] != owner[other]])
+    one, other = np.divmod(np.unique(np.concatenate(hits)), max(len(owner), 1))
+    pairs, shifts = owner[one] * len(prints) + owner[other], marks[other] - marks[one]
+    several = _often(pairs)
+    pairs = np.unique(_at_one_shift(pairs[several], shifts[several]))
+    return list(zip(*(side.tolist() for side in np.divmod(pairs, max(len(prints), 1))), strict=True))
 
 
-def near_patterns(patterns: np.ndarray, asked: np.ndarray, radius: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Numbers (k,) of patterns (n, 24) that were `asked` (n,) for and, beside them, of those nearer than `radius`.
+def _often(numbers: np.ndarray) -> np.ndarray:
+    """Whether each of the numbers (n,) is there `_HITS` times."""
+    _, which, times = np.unique(numbers, return_inverse=True, return_counts=True)
+    return times[which] >= _HITS
 
-    Patterns are sorted into cells as wide as the radius, along the few axes of their cloud in which they differ most,
-    and those of a cell are compared with those of the cells around it: with about a hundredth of all. (In 24 dimensions
-    a tree is no better than comparing all with all.)
+
+def _at_one_shift(pairs: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Those of the pairs (n,) of which several shifts (n, 3) are the same place, and some that are nearly.
+
+    Shifts that differ by less than `_SAME_PLACE_MM` along each axis share a box twice as wide in one of eight grids.
     """
-    if not len(patterns):
-        return
-    turned = _along_main_axes(patterns).astype(np.float32)
-    cells = np.floor(turned[:, :_CELL_AXES] / radius).astype(int)
-    cells += 1 - cells.min(axis=0)
-    # A cell's number; those of the neighbours along the last axis follow each other.
-    weights = np.cumprod([1, *(cells.max(axis=0) + 2)[:0:-1]])[::-1]
-    numbers = cells @ weights
-    order = np.argsort(numbers, kind="stable")
-    turned, numbers, squares = turned[order], numbers[order], (turned[order] ** 2).sum(axis=1)
-    around = np.array(list(itertools.product((-1, 0, 1), repeat=_CELL_AXES - 1))) @ weights[:-1]
-    own, starts = np.unique(numbers, return_index=True)
-    firsts = np.searchsorted(numbers, own[:, None] + around - 1)
-    ends = np.searchsorted(numbers, own[:, None] + around + 1, side="right")
-    for start, end, first, last in zip(starts, [*starts[1:], len(numbers)], firsts, ends, strict=True):
-        members = np.arange(start, end)[asked[order[start:end]]]
-        others = np.concatenate([np.arange(*pair) for pair in zip(first, last, strict=True)])
-        apart = squares[members][:, None] + squares[others] - 2 * turned[members] @ turned[others].T
-        one, other = np.nonzero(apart < radius**2)
-        yield order[members[one]], order[others[other]]
+    found = [np.zeros(0, int)]
+    for grid in itertools.product((0.0, 0.5), repeat=3):
+        boxes = np.floor(shifts / (2 * _SAME_PLACE_MM) + grid).astype(int)
+        _, alike = np.unique(np.column_stack([pairs, boxes]), axis=0, return_inverse=True)
+        found.append(pairs[_often(alike)])
+    return np.concatenate(found)
+
+
+class Cells:
+    """Patterns (n, 24) sorted into cells as wide as a radius, along the few axes in which they differ most.
+
+    Those of a cell have all that is nearer than the radius in it or in the cells around it: with about a hundredth of
+    all they have to be compared. (In 24 dimensions a tree is no better than comparing all with all.)
+    """
+
+    def __init__(self, patterns: np.ndarray, radius: float) -> None:
+        self.radius = radius
+        turned = _along_main_axes(patterns) if len(patterns) else patterns
+        cells = np.floor(turned[:, :_CELL_AXES] / radius).astype(int)
+        cells += 1 - cells.min(axis=0, initial=0)
+        # A cell's number; those of the neighbours along the last axis follow each other.
+        weights = np.cumprod([1, *(cells.max(axis=0, initial=0) + 2)[:0:-1]])[::-1]
+        numbers = cells @ weights
+        self.order = np.argsort(numbers, kind="stable")
+        self.sorted, numbers = turned[self.order].astype(np.float32), numbers[self.order]
+        around = np.array(list(itertools.product((-1, 0, 1), repeat=_CELL_AXES - 1))) @ weights[:-1]
+        own, self.starts, self.sizes = np.unique(numbers, return_index=True, return_counts=True)
+        self.firsts = np.searchsorted(numbers, own[:, None] + around - 1)  # (cells, rows of neighbours)
+        self.ends = np.searchsorted(numbers, own[:, None] + around + 1, side="right")
+
+    def crowd(self) -> np.ndarray:
+        """How many patterns (n,) lie in the cell of each and around it."""
+        found = np.empty(len(self.order), int)
+        found[self.order] = np.repeat((self.ends - self.firsts).sum(axis=1), self.sizes)
+        return found
+
+    def near(self, asked: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Numbers (k,) of patterns that were `asked` (n,) for and, beside them, of those nearer than the radius."""
+        squares = np.einsum("ij,ij->i", self.sorted, self.sorted)
+        for start, size, first, last in zip(self.starts, self.sizes, self.firsts, self.ends, strict=True):
+            members = np.arange(start, start + size)[asked[self.order[start : start + size]]]
+            if not len(members):
+                continue
+            others = np.concatenate([np.arange(*pair) for pair in zip(first, last, strict=True)])
+            theirs = self.sorted[others].T
+            for part in np.array_split(members, 1 + len(members) * len(others) // _COMPARED_AT_ONCE):
+                apart = squares[part][:, None] + squares[others] - 2 * self.sorted[part] @ theirs
+                one, other = np.nonzero(apart < self.radius**2)
+                yield self.order[part[one]], self.order[others[other]]
 
 
 def _along_main_axes(points: np.ndarray) -> np.ndarray:
     """Points (n, d) turned so that they spread most along the first axis, then along the second, ..."""
-    centred = points - points.mean(axis=0, dtype=float)
+    centred = points - points.mean(axis=0, dtype=float).astype(points.dtype)
     _, axes = np.linalg.eigh(centred.T @ centred)
     return centred @ axes[:, ::-1]
 

@@ -7,7 +7,7 @@ from conftest import tiny_images, tiny_row, write_table
 from scipy.spatial.distance import cdist
 
 from mtvlib.cohort import check_cohort
-from mtvlib.leakage import ImagePrint, image_print, near_patterns, same_images, shared_collections
+from mtvlib.leakage import Cells, ImagePrint, image_print, same_images, shared_collections
 from mtvlib.phantom import make_patient
 from mtvlib.volume import Grid, read_scan, resample, to_array, to_image, write_image
 
@@ -244,7 +244,9 @@ def test_near_patterns_are_those_that_a_comparison_of_all_finds():
     near = cdist(patterns, patterns) < 0.2
     expected = {(one, other) for one, other in np.argwhere(near).tolist() if asked[one]}
     assert 1000 < len(expected) < 10_000
-    found = [pair for pairs in near_patterns(patterns, asked, 0.2) for pair in np.column_stack(pairs).tolist()]
+    cells = Cells(patterns, 0.2)
+    found = [pair for pairs in cells.near(asked) for pair in np.column_stack(pairs).tolist()]
     assert len(found) == len(expected)
     assert set(map(tuple, found)) == expected
-    assert list(near_patterns(np.zeros((0, 24)), np.zeros(0, bool), 0.2)) == []
+    assert (near.sum(axis=1) <= cells.crowd()).all()
+    assert list(Cells(np.zeros((0, 24)), 0.2).near(np.zeros(0, bool))) == []
