@@ -44,7 +44,7 @@ class Holder:
     began: float  # of the lease, seconds since 1970
     job: str  # of Slurm or Kubernetes; '' for none
     token: str
-    inode: int = 0  # of the file: a copy of a lease has another
+    inode: int = 0  # of the file: a copy of a lease has another; 0 where the disk does not tell
 
     def __str__(self) -> str:
         job = f", job {self.job}" if self.job else ""
@@ -79,9 +79,10 @@ def look(path: Path) -> Seen | None:
     silent_s = max(0.0, _now_on_disk(path.parent) - found.st_mtime)
     if silent_s < SILENCE_S:
         return Seen(holder, "alive", silent_s)
-    # Nobody keeps the copy of a lease that a copied folder holds; what ran before this computer was started is gone.
-    over = found.st_ino != holder.inode or holder.host == socket.gethostname()
-    return Seen(holder, "dead" if over else "silent", silent_s)
+    # Nobody keeps the copy of a lease that a copied folder holds, or half of one; what ran before this computer was
+    # started is gone.
+    nobodys = found.st_ino != holder.inode if holder.inode else not holder.token
+    return Seen(holder, "dead" if nobodys or holder.host == socket.gethostname() else "silent", silent_s)
 
 
 def _parse(text: str) -> Holder:
@@ -179,25 +180,40 @@ def _create(path: Path, holder: Holder) -> Holder | None:
     temporary = path.with_name(f".{holder.token[:8]}{path.name}")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            holder = replace(holder, inode=os.fstat(file.fileno()).st_ino)
+            holder = replace(holder, inode=_inode(temporary))
             file.write(json.dumps(asdict(holder)))
             file.flush()
             os.fsync(file.fileno())
-        return holder if _link(temporary, path) else None
+        return holder if _link(temporary, path, holder) else None
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _link(temporary: Path, path: Path) -> bool:
-    with suppress(FileExistsError):
-        try:
-            os.link(temporary, path)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            return _copy(temporary, path)
-    # The answer of an NFS server may get lost after the link was made: the number of links does not lie.
-    return temporary.stat().st_nlink == 2
+def _inode(path: Path) -> int:
+    """The number of a file; 0 where two names of one file have different ones (sshfs), or there can be no two."""
+    second = path.with_name(f"{path.name}.2")
+    try:
+        os.link(path, second)
+        number, other = path.stat().st_ino, second.stat().st_ino
+        return number if number == other else 0
+    except OSError:
+        return 0
+    finally:
+        second.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path, holder: Holder) -> bool:
+    try:
+        os.link(temporary, path)
+        return True
+    except FileExistsError:  # maybe our own: the answer of an NFS server may get lost after the link was made
+        with suppress(OSError):
+            return _parse(path.read_text(encoding="utf-8")).token == holder.token
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return _copy(temporary, path)
 
 
 def _copy(temporary: Path, path: Path) -> bool:

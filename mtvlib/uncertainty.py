@@ -107,19 +107,18 @@ def lesion_auc(patients: Sequence[str], found: pd.DataFrame, bootstrap: Bootstra
     `found`: columns patient, mean_probability, outcome (TP, FP). The area is the share of pairs of a confirmed and a
     spurious lesion in which the former has the higher probability; ties count half (Hanley and McNeil 1982).
     """
-    sides = [found[found["outcome"] == outcome] for outcome in ("TP", "FP")]
+    row = {patient: number for number, patient in enumerate(patients)}
+    theirs = found[found["patient"].isin(row)].sort_values("mean_probability")
+    sides = [theirs[theirs["outcome"] == outcome] for outcome in ("TP", "FP")]
     high, low = (side["mean_probability"].to_numpy(float) for side in sides)
-    names = np.array(patients, object)[:, None]
-    of_high, of_low = ((names == side["patient"].to_numpy(object)).astype(float) for side in sides)
-    wins = (high[:, None] > low) + 0.5 * (high[:, None] == low)
-    won, n_high, n_low = (
-        of_high @ wins @ of_low.T,
-        of_high.sum(1),
-        of_low.sum(1),
-    )  # pairs of two patients; lesions of one
+    of_high, of_low = (np.array([row[patient] for patient in side["patient"]], int) for side in sides)
+    below, up_to = (np.searchsorted(low, high, side) for side in ("left", "right"))  # spurious ones; ties between
 
     def area(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return {"auc": ratio(((weights @ won) * weights).sum(-1), (weights @ n_high) * (weights @ n_low))}
+        of_confirmed, of_spurious = weights[:, of_high], weights[:, of_low]
+        sums = np.concatenate([np.zeros((len(weights), 1)), of_spurious.cumsum(axis=1)], axis=1)
+        won = (of_confirmed * (sums[:, below] + sums[:, up_to]) / 2).sum(axis=1)
+        return {"auc": ratio(won, of_confirmed.sum(axis=1) * of_spurious.sum(axis=1))}
 
     reasons = {"auc": "there are not both confirmed and spurious lesions"}
     numbers = {"n_confirmed": len(high), "n_spurious": len(low)}

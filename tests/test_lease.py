@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +94,22 @@ def test_a_server_whose_answer_got_lost_has_made_the_link_all_the_same(path, mon
 
     monkeypatch.setattr(os, "link", link)
     assert isinstance(lease.take(path), lease.Holder)
+
+
+def test_where_each_name_of_a_file_has_its_own_number_one_gets_it_and_silence_proves_nothing(path, monkeypatch):
+    """As on sshfs, which tells neither how many names a file has nor that two are one."""
+
+    def link(known, new):
+        with open(new, "xb") as file:
+            file.write(Path(known).read_bytes())
+
+    monkeypatch.setattr(os, "link", link)
+    assert isinstance(lease.take(path), lease.Holder)
+    assert isinstance(lease.take(path), lease.Seen)
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    path.unlink()
+    of_another(path, silent_s=lease.SILENCE_S + 60)
+    assert lease.look(path).life == "silent"
 
 
 def test_a_full_disk_is_an_error_and_no_lease(path, monkeypatch):
