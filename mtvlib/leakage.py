@@ -218,11 +218,17 @@ def _candidates(prints: Sequence[ImagePrint]) -> list[tuple[int, int]]:
     for one, other in cells.near(asked):
         one, other = np.minimum(one, other), np.maximum(one, other)  # asked from both sides it is one hit
         hits.append((one * len(owner) + other)[owner[one] != owner[other]])
-    one, other = np.divmod(np.unique(np.concatenate(hits)), max(len(owner), 1))
-    pairs, shifts = owner[one] * len(prints) + owner[other], marks[other] - marks[one]
-    several = _often(pairs)
-    pairs = np.unique(_at_one_shift(pairs[several], shifts[several]))
+    keys, pairs = _of_several(np.unique(np.concatenate(hits)), owner, len(prints))
+    one, other = np.divmod(keys, max(len(owner), 1))
+    pairs = np.unique(_at_one_shift(pairs, marks[other] - marks[one]))
     return list(zip(*(side.tolist() for side in np.divmod(pairs, max(len(prints), 1))), strict=True))
+
+
+def _of_several(keys: np.ndarray, owner: np.ndarray, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Those hits, numbers (n,) of two marks, whose two images have several, and the numbers of these images."""
+    pairs = owner[keys // max(len(owner), 1)] * images + owner[keys % max(len(owner), 1)]
+    several = _often(pairs)
+    return keys[several], pairs[several]
 
 
 def _often(numbers: np.ndarray) -> np.ndarray:
@@ -260,7 +266,8 @@ class Cells:
         weights = np.cumprod([1, *(cells.max(axis=0, initial=0) + 2)[:0:-1]])[::-1]
         numbers = cells @ weights
         self.order = np.argsort(numbers, kind="stable")
-        self.sorted, numbers = turned[self.order].astype(np.float32), numbers[self.order]
+        self.sorted, numbers = turned[self.order].astype(np.float32, copy=False), numbers[self.order]
+        del turned
         around = np.array(list(itertools.product((-1, 0, 1), repeat=_CELL_AXES - 1))) @ weights[:-1]
         own, self.starts, self.sizes = np.unique(numbers, return_index=True, return_counts=True)
         self.firsts = np.searchsorted(numbers, own[:, None] + around - 1)  # (cells, rows of neighbours)

@@ -38,7 +38,7 @@ from mtvlib.classes import LESION_CLASSES, NODES, PRIMARY
 from mtvlib.errors import InputError, WorkError
 from mtvlib.files import write_text
 from mtvlib.loss import Loss, PartsLoss, dice_terms, loss_of
-from mtvlib.network import Network, NetworkConfig, build
+from mtvlib.network import Network, NetworkConfig, along_x, build
 from mtvlib.optimisation import learning_rate, limit_gradient, make_optimizer, set_learning_rate, update_mean
 from mtvlib.params import Params
 from mtvlib.patching import HOST_SHARE, PatchPool, batches, patch_pool
@@ -283,8 +283,9 @@ def _logits(training: Training, inputs: Tensor, params: Params) -> Tensor:
     if not len(inputs):  # a rank without patches
         return inputs.new_zeros((0, training.network.config.classes, *inputs.shape[2:]))
     network = training.network if training.compiled is None else training.compiled
+    flat = inputs.shape[2] > inputs.shape[4] and inputs.device.type == "cpu" and not params.checkpoint_activations
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=params.precision == "bfloat16"):
-        return network(inputs)
+        return along_x(training.network, inputs) if flat and training.compiled is None else network(inputs)
 
 
 def _gradients(network: Network) -> list[Tensor]:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from mtvlib.network import (
     NetworkConfig,
     ResidualUnit,
     SelfAttention,
+    along_x,
     build,
     count_parameters,
 )
@@ -211,6 +214,21 @@ def test_instance_normalisation_is_that_of_pytorch_with_its_gradients(patches, o
         results += [y.detach(), x.grad, norm.weight.grad.clone(), norm.bias.grad.clone()]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_axes_in_reverse_order_give_the_same_logits_and_gradients(attention):
+    network = build(dataclasses.replace(SMALL, attention=attention), seed=2).double()
+    x = torch.randn(2, 2, *SMALL.patch_shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for compute in (network, lambda x: along_x(network, x)):
+        network.zero_grad()
+        logits = compute(x)
+        logits.square().sum().backward()
+        found.append({"logits": logits.detach()} | {name: one.grad.clone() for name, one in network.named_parameters()})
+    assert len(set(SMALL.patch_shape)) > 1
+    for name, one in found[0].items():
+        torch.testing.assert_close(found[1][name], one, rtol=1e-9, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
