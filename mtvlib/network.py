@@ -165,6 +165,23 @@ class _Again:
         return self.found.to(packed)
 
 
+class Conv(nn.Conv3d):
+    """A convolution of 3 x 3 x 3 voxels, with zeros around the patch.
+
+    The weights' gradient in bfloat16 on a processor is wrong, up to infinite, where the first axis has two voxels and
+    oneDNN is to add the zeros (PyTorch 2.13). There they are added before.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        if x.shape[2] == 2 and x.device.type == "cpu" and low:
+            return F.conv3d(F.pad(x, (0, 0, 0, 0, 1, 1)), self.weight, self.bias, padding=(0, 1, 1))
+        return super().forward(x)
+
+
 class ResidualUnit(nn.Module):
     """x + F(x) with F = (norm, activation, convolution) twice, "pre-activation" (He et al. 2016).
 
@@ -176,9 +193,9 @@ class ResidualUnit(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.norm1 = InstanceNorm(inputs)
-        self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1, bias=False)
+        self.conv1 = Conv(inputs, outputs, bias=False)
         self.norm2 = InstanceNorm(outputs)
-        self.conv2 = nn.Conv3d(outputs, outputs, 3, padding=1)
+        self.conv2 = Conv(outputs, outputs)
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv3d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor, keep: bool = False) -> Tensor:
@@ -233,7 +250,7 @@ class Network(nn.Module):
         self.config = config
         self.checkpoint_activations = False  # recompute what lies inside a residual unit instead of keeping it
         filters = config.filters
-        self.stem = nn.Conv3d(config.in_channels, filters[0], 3, padding=1)
+        self.stem = Conv(config.in_channels, filters[0])
         self.encoder = nn.ModuleList(
             self._level(filters[max(level - 1, 0)], width, config.units[level]) for level, width in enumerate(filters)
         )
@@ -274,23 +291,23 @@ class Network(nn.Module):
 
 
 def along_x(network: Network, x: Tensor) -> Tensor:
-    """`network(x)`, but for rounding, with the axes of patches and weights in reverse order.
+    """`network(x)`, but for rounding, with the axes of patches and weights in the order Y, Z, X.
 
     In memory the last axis comes first but for the channels, and on a processor a convolution's inner loop runs along
     it: over 128 voxels then instead of 32. Not for a network that computes activations again by `checkpoint`, which
     would take the weights as they are.
     """
-    own = {name: _reversed(one) for name, one in network.named_parameters() if one.dim() == 5}
+    own = {name: _x_last(one) for name, one in network.named_parameters() if one.dim() == 5}
     if isinstance(network.attention, SelfAttention):
         tokens = network.attention.positions.unflatten(0, network.config.bottom_shape)
-        own["attention.positions"] = tokens.permute(2, 1, 0, 3).flatten(0, 2)
-    turned = _reversed(x).contiguous(memory_format=torch.channels_last_3d)
-    return _reversed(torch.func.functional_call(network, own, turned))
+        own["attention.positions"] = tokens.permute(1, 2, 0, 3).flatten(0, 2)
+    turned = _x_last(x).contiguous(memory_format=torch.channels_last_3d)
+    return torch.func.functional_call(network, own, turned).permute(0, 1, 4, 2, 3)
 
 
-def _reversed(x: Tensor) -> Tensor:
-    """(a, b, X, Y, Z) as (a, b, Z, Y, X)."""
-    return x.permute(0, 1, 4, 3, 2)
+def _x_last(x: Tensor) -> Tensor:
+    """(a, b, X, Y, Z) as (a, b, Y, Z, X)."""
+    return x.permute(0, 1, 3, 4, 2)
 
 
 class BothSides(nn.Module):
