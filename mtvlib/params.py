@@ -188,7 +188,7 @@ class Params(BaseModel):
     checkpoint_activations: bool = Field(
         False,
         description="compute convolutions inside residual units twice instead of keeping what they gave, to save "
-        "memory: the same step, a tenth slower; choice",
+        "memory: the same step, a quarter slower on a processor; choice",
     )
     devices_per_fold: Positive = Field(
         1,
