@@ -29,7 +29,6 @@ def place(tmp_path_factory, project):
     profile = yaml.safe_load((folder / "mine" / "config.yaml").read_text())
     profile |= {"jobs": 2, "seconds-between-status-checks": 1, "latency-wait": 20}
     (folder / "mine" / "config.yaml").write_text(yaml.safe_dump(profile))
-    (folder / "mine" / "mtv.yaml").write_text("patients_per_job: 6")
     return folder
 
 
@@ -105,7 +104,7 @@ def test_lost_jobs_change_no_number(place, pods, finished_study):
     named = {}
     for job in jobs:
         named.setdefault(job["metadata"]["name"].removeprefix("mtv-").rpartition("-")[0], []).append(job)
-    assert {"prepare-0-2", "cohort", "train-fold-0", "external-testing", "evaluation", "manifest"} <= set(named)
+    assert {"cohort", "train-fold-0", "external-testing", "evaluation", "manifest"} <= set(named)
 
     def asked(step):
         pods = [job["spec"]["template"]["spec"] for job in named[step]]
