@@ -25,6 +25,7 @@ import yaml
 from mtvlib import kubernetes
 from mtvlib.errors import InputError
 from mtvlib.files import write_json
+from mtvlib.graph import JOB
 from mtvlib.study import Study
 
 JOBS = "jobs"  # in the folder of logs
@@ -199,7 +200,7 @@ def recorded(logs: Path, step: str) -> Iterator[dict[str, Any]]:
     Outside of clusters the record is kept in memory only. A killed job leaves its beginning, see `gather`.
     """
     began, slurms = time.time(), "SLURM_JOB_ID" in os.environ
-    job = os.environ.get("SLURM_JOB_ID" if slurms else kubernetes.JOB, "")
+    job = os.environ.get("SLURM_JOB_ID" if slurms else JOB, "")
     record: dict[str, Any] = {"job": job, "began": round(began, 1)}
     record["cpus"] = _number("SLURM_CPUS_ON_NODE" if slurms else kubernetes.CPUS)
     cards = ("SLURM_GPUS_ON_NODE", "SLURM_GPUS") if slurms else (kubernetes.GPUS,)

@@ -14,7 +14,8 @@ _PRODUCTS = {"evaluation": "results/summary.json", "manifest": "manifest.json"}
 # On a cluster: a batch of patients, before the step that then finds them done.
 PREPARE, PREDICT = "1_prepare", "3_predict"
 _BATCHES = {PREPARE: "prepare", PREDICT: "predict"}
-RUN = "MTV_RUN"  # in the environment: which run of the study has started this step
+# In the environment: which run of the study has started this step, and as which job of Kubernetes.
+RUN, JOB = "MTV_RUN", "MTV_JOB"
 _RULES = {"1_cohort": "cohort", "3_external_testing": "external_testing"}
 
 

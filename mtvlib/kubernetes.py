@@ -24,13 +24,13 @@ from typing import Any
 import yaml
 
 from mtvlib.errors import InputError
-from mtvlib.graph import RUN
+from mtvlib.graph import JOB, RUN
 
 EXECUTOR = "cluster-generic"
 TEMPLATE = "job.yaml"  # in the profile
 LABEL = "mtv-run"  # which run of a study has made a job
 PREFIX = "mtv-"  # of jobs' names
-JOB, CPUS, GPUS = "MTV_JOB", "MTV_JOB_CPUS", "MTV_JOB_GPUS"  # what a job is told of itself
+CPUS, GPUS = "MTV_JOB_CPUS", "MTV_JOB_GPUS"  # what a job is told of itself, beside RUN and JOB
 CARD = "nvidia.com/gpu"
 _ASK_S = 60
 _UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12} | {f"{one}i": 1024.0**n for n, one in enumerate("KMGT", 1)}

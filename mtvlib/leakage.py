@@ -253,8 +253,8 @@ def _at_one_shift(pairs: np.ndarray, shifts: np.ndarray) -> np.ndarray:
 class Cells:
     """Patterns (n, 24) sorted into cells as wide as a radius, along the few axes in which they differ most.
 
-    Those of a cell have all that is nearer than the radius in it or in the cells around it: with about a hundredth of
-    all they have to be compared. (In 24 dimensions a tree is no better than comparing all with all.)
+    Those of a cell have all that is nearer than the radius in it or in the cells around it: with some hundredths of all
+    they have to be compared. (In 24 dimensions a tree is no better than comparing all with all.)
     """
 
     def __init__(self, patterns: np.ndarray, radius: float) -> None:

@@ -24,6 +24,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Literal
 
+from mtvlib.graph import JOB
+
 BEAT_S = 15.0
 SILENCE_S = 180.0  # attributes of files on NFS may be a minute old, and a busy holder a minute late
 POLL_S = 2.0
@@ -162,7 +164,7 @@ def take(path: Path, over: tuple[Life, ...] = ("dead",)) -> Holder | Seen:
         os.getpid(),
         _process_start(os.getpid()),
         time.time(),
-        os.environ.get("SLURM_JOB_ID") or os.environ.get("MTV_JOB", ""),
+        os.environ.get("SLURM_JOB_ID") or os.environ.get(JOB, ""),
         uuid.uuid4().hex,
     )
     while (done := _create(path, mine)) is None:

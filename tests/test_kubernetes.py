@@ -15,7 +15,7 @@ from mtvlib.study import Study
 SCRIPT = """#!/bin/sh
 # properties = {"rule": "train_fold", "wildcards": {"fold": "3"}, "threads": 4, "resources": {"mem_mb": 9000, \
 "runtime": 90, "gpu": 1}}
-cd /work && python -m snakemake
+cd /volume && python -m snakemake
 """
 FAILED = {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}], "failed": 1}
 
@@ -76,7 +76,7 @@ def test_what_the_template_says_beside_is_kept_and_the_template_itself_as_it_was
     }
     before = json.dumps(own)
     asked = {"rule": "cohort", "wildcards": {}, "threads": 2, "resources": {"mem_mb": 3000}}
-    filled, inside = pod_of(kubernetes.manifest(own, asked, Path("/work/job.sh"), "abc"))
+    filled, inside = pod_of(kubernetes.manifest(own, asked, Path("/volume/job.sh"), "abc"))
     assert json.dumps(own) == before
     assert filled["nodeSelector"] == {"disk": "fast"}
     assert inside["env"][0] == {"name": "TZ", "value": "UTC"}
